@@ -1,0 +1,161 @@
+package session
+
+import (
+	"context"
+	"sync"
+
+	"openmesh/protocols/wire"
+)
+
+// result is what ends a call.
+type result struct {
+	response *Response
+	err      error
+}
+
+// calls are the requests that this side made and that have no answer yet.
+type calls struct {
+	mu      sync.Mutex
+	last    uint64
+	waiting map[uint64]chan result
+	free    []chan result // empty ones, for reuse
+	limit   int
+	ended   error // set: no more calls
+}
+
+// begin registers a new call and returns its id and where its result comes.
+func (c *calls) begin() (uint64, chan result, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended != nil {
+		return 0, nil, c.ended
+	}
+	if len(c.waiting) >= c.limit {
+		return 0, nil, wire.Errorf(wire.ResourceExhausted, "%d requests are pending in this session, its limit", c.limit)
+	}
+	c.last++
+	ch := c.channel()
+	c.waiting[c.last] = ch
+	return c.last, ch, nil
+}
+
+// finish gives call id its result; it is a no-op if the call was abandoned.
+func (c *calls) finish(id uint64, r result) {
+	c.mu.Lock()
+	ch, ok := c.waiting[id]
+	delete(c.waiting, id)
+	c.mu.Unlock()
+	if ok {
+		ch <- r
+	}
+}
+
+// abandon forgets call id. Its result may be on its way already, so its channel
+// is not reused.
+func (c *calls) abandon(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiting, id)
+}
+
+// refuse lets no call begin from now on; with all, it fails those under way too.
+func (c *calls) refuse(err error, all bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended == nil {
+		c.ended = err
+	}
+	if !all {
+		return
+	}
+	for id, ch := range c.waiting {
+		delete(c.waiting, id)
+		ch <- result{err: err} // has room for one
+	}
+}
+
+func (c *calls) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
+}
+
+// maxFree bounds the channels kept for reuse.
+const maxFree = 64
+
+func (c *calls) channel() chan result {
+	if n := len(c.free); n > 0 {
+		ch := c.free[n-1]
+		c.free = c.free[:n-1]
+		return ch
+	}
+	return make(chan result, 1)
+}
+
+// reuse takes back the channel of a call whose result was received.
+func (c *calls) reuse(ch chan result) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.free) < maxFree {
+		c.free = append(c.free, ch)
+	}
+}
+
+// inbox are the requests of the other side that are being worked on.
+type inbox struct {
+	mu      sync.Mutex
+	working map[uint64]context.CancelCauseFunc
+	limit   int
+	ended   bool // no more requests are taken
+}
+
+// add registers request id, or says with which code it is refused.
+func (b *inbox) add(id uint64, cancel context.CancelCauseFunc) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return wire.SessionClosed
+	}
+	if len(b.working) >= b.limit {
+		return wire.ResourceExhausted
+	}
+	if _, ok := b.working[id]; ok {
+		return wire.Malformed
+	}
+	b.working[id] = cancel
+	return nil
+}
+
+func (b *inbox) remove(id uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.working, id)
+}
+
+func (b *inbox) cancel(id uint64) {
+	b.mu.Lock()
+	cancel := b.working[id]
+	b.mu.Unlock()
+	if cancel != nil {
+		cancel(wire.Cancelled)
+	}
+}
+
+// refuse lets no request in from now on; with all, it cancels those under way.
+func (b *inbox) refuse(cause error, all bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = true
+	if !all {
+		return
+	}
+	for _, cancel := range b.working {
+		cancel(cause)
+	}
+}
+
+func (b *inbox) len() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.working)
+}

@@ -1,0 +1,311 @@
+package session
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"openmesh/protocols/identity"
+	"openmesh/protocols/session/sessionpb"
+	"openmesh/protocols/signal"
+	"openmesh/protocols/wire"
+)
+
+// tape is a conduit that records what is written, as an attacker on the path
+// would. Nothing comes from it.
+type tape struct {
+	bytes.Buffer
+	reset wire.Code
+}
+
+func (t *tape) Read([]byte) (int, error) { return 0, io.EOF }
+func (t *tape) Close() error             { return nil }
+func (t *tape) Reset(c wire.Code)        { t.reset = c }
+func (t *tape) Reserve(n int) error      { return nil }
+func (t *tape) Release(int)              {}
+func (t *tape) Path() Path               { return Path{Kind: "direct"} }
+
+// side is one end of a session whose frames a test carries by hand.
+type side struct {
+	*Session
+	out  *tape
+	got  [][]byte // data received
+	seen replayFilter
+}
+
+func newSides(t testing.TB, secret byte) (initiator, responder *side) {
+	t.Helper()
+	return newSide(t, secret, true), newSide(t, secret, false)
+}
+
+func newSide(t testing.TB, secret byte, initiator bool) *side {
+	t.Helper()
+	sd := &side{out: &tape{}}
+	owner := New(Config{
+		Signal:  signal.Config{Verifier: identity.NewVerifier(0, time.Now), Log: zap.NewNop()},
+		Data:    func(_ *Session, b []byte) { sd.got = append(sd.got, bytes.Clone(b)) },
+		Handler: func(context.Context, *Inbound) (*Response, error) { return nil, wire.Internal },
+		Log:     zap.NewNop(),
+	})
+	est := &signal.Established{
+		ID: signal.ID{secret}, Peer: &identity.Certificate{Agent: "peer"}, Initiator: initiator,
+		Suite: signal.Suites()[0], Contract: signal.DefaultContract(), Secret: [32]byte{secret},
+	}
+	s, err := newSession(owner, est, sd.out, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if est.Secret != [32]byte{} {
+		t.Error("the session's secret was not erased")
+	}
+	s.move(Establishing, 0)
+	s.move(Active, 0)
+	sd.Session = s
+	return sd
+}
+
+// frames returns what the side sent so far, frame by frame without lengths.
+func (sd *side) frames(t testing.TB) [][]byte {
+	t.Helper()
+	var fs [][]byte
+	r := bufio.NewReader(bytes.NewReader(sd.out.Bytes()))
+	for {
+		f, err := wire.ReadFrame(r, 1<<23)
+		if err != nil {
+			return fs
+		}
+		fs = append(fs, f)
+	}
+}
+
+// feed makes the side receive one frame.
+func (sd *side) feed(frame []byte) error {
+	return sd.receiveFrame(bufio.NewReader(bytes.NewReader(wire.AppendFrame(nil, frame))), &sd.seen)
+}
+
+func (sd *side) send(t testing.TB, messages ...string) [][]byte {
+	t.Helper()
+	for _, m := range messages {
+		if err := sd.Send([]byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return sd.frames(t)
+}
+
+// No frame changes anything twice, in another session, in the other direction or
+// with one bit changed; the honest ones arrive all the same, in any order.
+func TestFrameAttacks(t *testing.T) {
+	t.Parallel()
+	a, b := newSides(t, 1)
+	otherA, _ := newSides(t, 2)
+	frames := a.send(t, "one", "two", "three")
+	foreign := otherA.send(t, "foreign")[0]
+	reflected := b.send(t, "from b")[0]
+	relabelled := bytes.Clone(foreign)
+	copy(relabelled[2:18], frames[0][2:18])
+	laterEpoch := bytes.Clone(frames[0])
+	binary.BigEndian.PutUint32(laterEpoch[18:], 1)
+	hostile := [][]byte{
+		foreign, relabelled, reflected, laterEpoch,
+		frames[0][:overhead-1], {}, append(bytes.Clone(frames[0]), 0), frames[1][:len(frames[1])-1],
+	}
+	for bit := range 12 {
+		f := bytes.Clone(frames[2])
+		f[rand.IntN(len(f))] ^= 1 << (bit % 8)
+		hostile = append(hostile, f)
+	}
+	b.counters.rejected.Store(-uint64(len(hostile))) // this test is about each frame, not their number
+	for i, f := range hostile {
+		if err := b.feed(f); err != nil || len(b.got) != 0 {
+			t.Fatalf("hostile frame %d: %v, got %q", i, err, b.got)
+		}
+	}
+	for _, i := range []int{2, 0, 0, 1, 2, 1} { // reordered and replayed
+		if err := b.feed(frames[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := [][]byte{[]byte("three"), []byte("one"), []byte("two")}; len(b.got) != 3 || !bytes.Equal(bytes.Join(b.got, nil), bytes.Join(want, nil)) {
+		t.Errorf("got %q", b.got)
+	}
+}
+
+// A peer that keeps sending what does not open loses its channel.
+func TestRejectedFramesAreBounded(t *testing.T) {
+	t.Parallel()
+	_, b := newSides(t, 1)
+	for range maxRejected {
+		if err := b.feed(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.feed(make([]byte, 100)); err == nil {
+		t.Error("the channel goes on")
+	}
+}
+
+// The length is checked before memory is taken, and a cut frame is an end.
+func TestFrameLengthIsBounded(t *testing.T) {
+	t.Parallel()
+	_, b := newSides(t, 1)
+	for _, tc := range []struct {
+		in   []byte
+		want error
+	}{
+		{binary.AppendUvarint(nil, 1<<40), wire.TooLarge},
+		{binary.AppendUvarint(nil, uint64(4<<20+maxMeta+overhead+1)), wire.TooLarge},
+		{[]byte{0x80, 0x00}, wire.Malformed},
+		{[]byte{100, 1, 2, 3}, io.ErrUnexpectedEOF},
+	} {
+		if err := b.receiveFrame(bufio.NewReader(bytes.NewReader(tc.in)), &b.seen); !errors.Is(err, tc.want) {
+			t.Errorf("%x: %v, want %v", tc.in, err, tc.want)
+		}
+	}
+}
+
+// The same secret, role, epoch and sequence always give the same bytes: a golden
+// frame for other implementations, and a guard against nonce reuse by accident.
+func TestKeysDifferByDirectionAndEpoch(t *testing.T) {
+	t.Parallel()
+	secret := bytes.Repeat([]byte{7}, 32)
+	seen := map[[12]byte]string{}
+	for _, suite := range signal.Suites()[:2] {
+		for epoch := range uint32(3) {
+			a, b, err := deriveSealers(suite, secret, epoch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, s := range map[string]*sealer{"initiator": a, "responder": b} {
+				if suite == signal.Suites()[0] {
+					if other, ok := seen[s.iv]; ok {
+						t.Errorf("epoch %d %s has the IV of %s", epoch, name, other)
+					}
+					seen[s.iv] = name
+				}
+			}
+			frame := make([]byte, headerSize, 64)
+			frame = a.seal(append(frame, "x"...), 9)
+			if _, err := b.open(bytes.Clone(frame), 9); err == nil {
+				t.Error("the other direction's key opens the frame")
+			}
+			if _, err := a.open(bytes.Clone(frame), 10); err == nil {
+				t.Error("another sequence number opens the frame")
+			}
+		}
+	}
+}
+
+// The filter agrees with a plain set of what was seen, for any order of numbers.
+func TestReplayFilterAgainstModel(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		var f replayFilter
+		seen := map[uint64]bool{}
+		at := uint64(1)
+		for range rapid.IntRange(1, 300).Draw(t, "n") {
+			step := rapid.OneOf(rapid.Int64Range(-5, 5), rapid.Int64Range(-window-70, window+70)).Draw(t, "step")
+			seq := uint64(max(int64(at)+step, 0))
+			want := seq > 0 && !seen[seq] && (seq > f.newest || f.newest-seq < window)
+			if got := f.fresh(seq); got != want {
+				t.Fatalf("fresh(%d) = %v with newest %d, want %v", seq, got, f.newest, want)
+			}
+			if want {
+				f.mark(seq)
+				seen[seq] = true
+				at = max(at, seq)
+			}
+		}
+	})
+}
+
+// Every pair of states: the table alone decides, nothing leaves a final state,
+// and from any other a session can be terminated.
+func TestTransitionTable(t *testing.T) {
+	t.Parallel()
+	legal := map[[2]State]bool{}
+	for _, tr := range transitions {
+		legal[[2]State{tr.from, tr.to}] = true
+	}
+	for from := Offered; from <= Terminated; from++ {
+		for to := Offered; to <= Terminated; to++ {
+			next, err := from.next(to)
+			want := legal[[2]State{from, to}] || to == Terminated && from < Closed
+			if (err == nil) != want || err == nil && next != to || err != nil && (next != from || !errors.Is(err, wire.IllegalTransition)) {
+				t.Errorf("%s → %s = %s, %v", from, to, next, err)
+			}
+			if want && from.Done() {
+				t.Errorf("%s is final, but %s follows", from, to)
+			}
+		}
+	}
+}
+
+// The far end of a session is authenticated, not trusted: whatever plaintext of
+// whatever type it seals, nothing panics.
+func FuzzSealedPlaintext(f *testing.F) {
+	req, _ := proto.Marshal(&sessionpb.Request{Id: 1, Capability: "x", Body: []byte("{}"), Timeout: 5})
+	f.Add(byte(typeRequest), req)
+	f.Add(byte(typeClose), []byte{8, 1})
+	f.Add(byte(typePong), make([]byte, 8))
+	f.Fuzz(func(t *testing.T, typ byte, plain []byte) {
+		if len(plain) > 1<<16 {
+			return
+		}
+		a, b := newSides(t, 1)
+		a.post(frameType(typ), plain)
+		a.channel.mu.Lock()
+		for a.channel.busy {
+			a.channel.room.Wait()
+		}
+		a.channel.mu.Unlock()
+		for _, fr := range a.frames(t) {
+			b.feed(fr)
+		}
+		b.owner.group.Wait()
+	})
+}
+
+// Bytes from nobody in particular.
+func FuzzReceive(f *testing.F) {
+	a, _ := newSides(f, 1)
+	a.send(f, "hello")
+	f.Add(a.out.Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		_, b := newSides(t, 3)
+		r := bufio.NewReader(bytes.NewReader(in))
+		for b.receiveFrame(r, &b.seen) == nil {
+		}
+		if len(b.got) != 0 {
+			t.Errorf("data %q out of bytes that no key sealed", b.got)
+		}
+	})
+}
+
+func BenchmarkSealOpen(bm *testing.B) {
+	for name, size := range map[string]int{"256B": 256, "64KiB": 64 << 10} {
+		bm.Run(name, func(bm *testing.B) {
+			s, err := deriveSealer(signal.Suites()[0], bytes.Repeat([]byte{7}, 32), "initiator", 0)
+			if err != nil {
+				bm.Fatal(err)
+			}
+			buf := make([]byte, headerSize+size, headerSize+size+tagSize)
+			bm.SetBytes(int64(size))
+			for seq := uint64(1); bm.Loop(); seq++ {
+				if _, err := s.open(s.seal(buf, seq), seq); err != nil {
+					bm.Fatal(err)
+				}
+			}
+		})
+	}
+}

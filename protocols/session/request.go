@@ -1,0 +1,219 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"openmesh/protocols/session/sessionpb"
+	"openmesh/protocols/wire"
+)
+
+// Encoding is the form of a body. Values are on the wire: append only.
+type Encoding uint8
+
+// The encodings.
+const (
+	JSON     Encoding = 1
+	Protobuf Encoding = 2
+)
+
+// Request is a request to a capability.
+type Request struct {
+	Capability     string
+	Version        string // semantic version range that the caller accepts; empty: any
+	Encoding       Encoding
+	Body           []byte
+	Traceparent    string // W3C trace context
+	Tracestate     string
+	CorrelationID  string
+	IdempotencyKey string
+}
+
+// Response is the answer to a request.
+type Response struct {
+	Encoding Encoding
+	Body     []byte
+}
+
+// Inbound is a request as it reaches the answering side.
+type Inbound struct {
+	Request
+	Session  *Session
+	ID       uint64
+	Deadline time.Time // until when the caller waits
+}
+
+// Handler answers requests of the other side. Its error's wire.Code, and the
+// pointers of a wire.Error, are what the caller learns. The context ends when
+// the caller gives up, the deadline passes or the session ends.
+type Handler func(context.Context, *Inbound) (*Response, error)
+
+// Call sends a request and waits for its response until ctx ends. It returns the
+// request's id within the session. Errors carry what the other side answered, or
+// wire.DeadlineExceeded, wire.Cancelled, wire.SessionClosed, wire.TooLarge or
+// wire.ResourceExhausted.
+func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, error) {
+	if len(r.Body) > s.contract.MaxMessageBytes {
+		return nil, 0, s.tooLarge(len(r.Body))
+	}
+	if meta := len(r.Capability) + len(r.Version) + len(r.Traceparent) + len(r.Tracestate) + len(r.CorrelationID) + len(r.IdempotencyKey); meta > maxMeta-128 {
+		return nil, 0, wire.Errorf(wire.TooLarge, "%d bytes of names, trace context and keys go with the request, the limit is %d", meta, maxMeta-128)
+	}
+	id, ch, err := s.calls.begin()
+	if err != nil {
+		return nil, 0, err
+	}
+	err = s.message(typeRequest, &sessionpb.Request{
+		Id: id, Capability: r.Capability, Version: r.Version, Timeout: remaining(ctx), Encoding: sessionpb.Encoding(r.Encoding),
+		Traceparent: r.Traceparent, Tracestate: r.Tracestate, CorrelationId: r.CorrelationID, IdempotencyKey: r.IdempotencyKey,
+		Body: r.Body,
+	})
+	if err != nil {
+		s.calls.abandon(id)
+		return nil, id, err
+	}
+	select {
+	case res := <-ch:
+		s.calls.reuse(ch)
+		return res.response, id, res.err
+	case <-ctx.Done():
+		return nil, id, s.giveUp(ctx, id)
+	}
+}
+
+// remaining is how long ctx has, in milliseconds; 0 if it has no deadline.
+func remaining(ctx context.Context) uint32 {
+	d, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return uint32(min(max(time.Until(d).Milliseconds(), 1), 1<<31))
+}
+
+// giveUp abandons call id and tells the other side to stop.
+func (s *Session) giveUp(ctx context.Context, id uint64) error {
+	s.calls.abandon(id)
+	code := wire.Cancelled
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		code = wire.DeadlineExceeded
+	}
+	if err := s.message(typeError, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}); err != nil {
+		s.log("cancel not sent", zap.Error(err))
+	}
+	if code == wire.DeadlineExceeded {
+		return wire.Errorf(code, "no answer from %s within the deadline", s.peer.Agent).
+			WithHint("the agent may still be working; a longer --timeout waits for it")
+	}
+	return wire.Errorf(code, "call to %s was cancelled", s.peer.Agent)
+}
+
+// job is a request on its way to a worker.
+type job struct {
+	in     *Inbound
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+// take accepts a request of the other side and hands it to a worker, or refuses
+// it.
+func (s *Session) take(m *sessionpb.Request) {
+	in := &Inbound{
+		Session: s, ID: m.Id,
+		Request: Request{
+			Capability: m.Capability, Version: m.Version, Encoding: Encoding(m.Encoding), Body: m.Body,
+			Traceparent: m.Traceparent, Tracestate: m.Tracestate, CorrelationID: m.CorrelationId, IdempotencyKey: m.IdempotencyKey,
+		},
+	}
+	timeout := time.Duration(m.Timeout) * time.Millisecond
+	if timeout == 0 || timeout > s.owner.cfg.MaxTimeout {
+		timeout = s.owner.cfg.MaxTimeout
+	}
+	in.Deadline = time.Now().Add(timeout)
+	ctx, cancel := context.WithCancelCause(s.owner.work)
+	if err := s.inbox.add(m.Id, cancel); err != nil {
+		cancel(nil)
+		s.owner.stats.refused.Add(1)
+		s.refuse(m.Id, err)
+		return
+	}
+	s.owner.workers.do(job{in, ctx, cancel})
+}
+
+// run answers one request.
+func (j job) run() {
+	s := j.in.Session
+	defer j.cancel(nil)
+	ctx, stop := context.WithDeadline(j.ctx, j.in.Deadline)
+	defer stop()
+	resp, err := s.handle(ctx, j.in)
+	s.inbox.remove(j.in.ID)
+	if err == nil && resp == nil {
+		err = wire.Internal
+	}
+	if err == nil && len(resp.Body) > s.contract.MaxMessageBytes {
+		err = s.tooLarge(len(resp.Body))
+	}
+	if err != nil {
+		s.owner.stats.failed.Add(1)
+		s.refuse(j.in.ID, err)
+		return
+	}
+	s.owner.stats.served.Add(1)
+	if err := s.message(typeResponse, &sessionpb.Response{Id: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding), Body: resp.Body}); err != nil {
+		s.log("response not sent", zap.Error(err))
+	}
+}
+
+func (s *Session) handle(ctx context.Context, in *Inbound) (resp *Response, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v", v)
+			s.owner.cfg.Log.Error("request handler panicked", zap.Any("panic", v), zap.Stack("stack"))
+		}
+	}()
+	return s.owner.cfg.Handler(ctx, in)
+}
+
+// maxPointers bounds the JSON pointers of an error frame.
+const maxPointers = 16
+
+// refuse tells the other side that its request failed. Only the code and the
+// pointers travel; the rest is for our log.
+func (s *Session) refuse(id uint64, err error) {
+	m := &sessionpb.Error{Id: id, Code: uint32(errorCode(err))}
+	var e *wire.Error
+	if errors.As(err, &e) {
+		m.Pointers = e.Pointers[:min(len(e.Pointers), maxPointers)]
+	}
+	if err := s.message(typeError, m); err != nil {
+		s.log("error not sent", zap.Error(err))
+	}
+}
+
+func errorCode(err error) wire.Code {
+	var c wire.Code
+	switch {
+	case errors.As(err, &c):
+		return c
+	case errors.Is(err, context.DeadlineExceeded):
+		return wire.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		return wire.Cancelled
+	}
+	return wire.Internal
+}
+
+// failed is the error of a call that the other side answered with m.
+func (s *Session) failed(m *sessionpb.Error) error {
+	code := wire.Code(m.Code)
+	if !code.Known() {
+		code = wire.Internal
+	}
+	e := wire.Errorf(code, "%s answered %s", s.peer.Agent, code)
+	e.Pointers = m.Pointers[:min(len(m.Pointers), maxPointers)]
+	return e
+}

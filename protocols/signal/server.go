@@ -1,0 +1,248 @@
+package signal
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"openmesh/protocols/identity"
+	"openmesh/protocols/stream"
+	"openmesh/protocols/wire"
+)
+
+// Config is what a node's signaling needs.
+type Config struct {
+	Local    func() Local // the current certificate and key
+	Verifier *identity.Verifier
+	Terms    func() Terms  // what this node offers and agrees to at most
+	Timeout  time.Duration // for one exchange, and for Confirm to follow an Answer
+
+	// Allow may refuse a session to an agent (session.open); nil allows all.
+	Allow func(*identity.Certificate) error
+
+	PerPeer int // offers per second from one peer; default 20
+	Total   int // offers per second in all; default 200
+
+	// MaxPending bounds sessions answered and not yet confirmed; default 1024.
+	MaxPending int
+
+	Log *zap.Logger
+}
+
+// Server answers offers and holds the sessions that await their Confirm. Safe
+// for concurrent use.
+type Server struct {
+	cfg    Config
+	limits *limiter
+	seen   *replayCache
+
+	mu      sync.Mutex
+	pending map[ID]awaited
+}
+
+type awaited struct {
+	*Pending
+	expires time.Time
+}
+
+// NewServer returns a server that is not yet serving.
+func NewServer(cfg Config) *Server {
+	cfg.PerPeer = orDefault(cfg.PerPeer, 20)
+	cfg.Total = orDefault(cfg.Total, 200)
+	cfg.MaxPending = orDefault(cfg.MaxPending, 1024)
+	return &Server{
+		cfg:     cfg,
+		limits:  newLimiter(cfg.PerPeer, cfg.Total),
+		seen:    newReplayCache(2 * identity.ClockSkew),
+		pending: make(map[ID]awaited),
+	}
+}
+
+func orDefault(n, def int) int {
+	if n == 0 {
+		return def
+	}
+	return n
+}
+
+// Run serves offers until ctx ends.
+func (s *Server) Run(ctx context.Context, m stream.Mux) {
+	server := stream.Server{
+		Protocol: Protocol,
+		Service:  "openmesh.signal",
+		Limits:   stream.Limits{Request: MaxMessage, Response: MaxMessage, Time: s.cfg.Timeout},
+		Handler:  s.handle,
+		Log:      s.cfg.Log,
+	}
+	server.Run(ctx, m)
+}
+
+// handle answers one offer from peer p, or refuses it.
+func (s *Server) handle(_ context.Context, p peer.ID, offer []byte) ([]byte, error) {
+	now := time.Now()
+	if !s.limits.allow(p, now) {
+		return nil, wire.Errorf(wire.ResourceExhausted, "too many offers")
+	}
+	answer, err := s.answer(p, offer, now)
+	if err != nil {
+		s.cfg.Log.Debug("offer refused", zap.Stringer("peer", p), zap.Error(err))
+		return Refuse(err), nil
+	}
+	return answer, nil
+}
+
+func (s *Server) answer(p peer.ID, offer []byte, now time.Time) ([]byte, error) {
+	admit := func(c *identity.Certificate, offerHash hash) error {
+		if c.Peer != p {
+			return wire.Errorf(wire.Unauthenticated, "certificate is for peer %s, presented by %s", c.Peer, p)
+		}
+		if !s.seen.add(offerHash, now) {
+			return wire.Errorf(wire.Replayed, "offer seen before")
+		}
+		if s.cfg.Allow == nil {
+			return nil
+		}
+		return s.cfg.Allow(c)
+	}
+	pending, answer, err := Answer(s.cfg.Local(), offer, s.cfg.Verifier, s.cfg.Terms(), now, admit)
+	if err != nil {
+		return nil, err
+	}
+	return answer, s.await(pending, now)
+}
+
+func (s *Server) await(p *Pending, now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) >= s.cfg.MaxPending {
+		for id, a := range s.pending {
+			if now.After(a.expires) {
+				s.drop(id)
+			}
+		}
+	}
+	if len(s.pending) >= s.cfg.MaxPending {
+		return wire.Errorf(wire.ResourceExhausted, "too many unconfirmed sessions")
+	}
+	s.pending[p.ID] = awaited{p, now.Add(s.cfg.Timeout)}
+	return nil
+}
+
+func (s *Server) drop(id ID) {
+	clear(s.pending[id].Secret[:])
+	delete(s.pending, id)
+}
+
+// Confirm ends the exchange of session id with the Confirm that peer p sent. It
+// succeeds at most once for a session.
+func (s *Server) Confirm(p peer.ID, id ID, confirm []byte) (*Established, error) {
+	s.mu.Lock()
+	a, ok := s.pending[id]
+	if ok && a.Peer.Peer == p {
+		delete(s.pending, id)
+	}
+	s.mu.Unlock()
+	if !ok || a.Peer.Peer != p || time.Now().After(a.expires) {
+		return nil, wire.Errorf(wire.NotFound, "no session awaits this confirm")
+	}
+	return a.Confirm(confirm)
+}
+
+// Open makes an offer to the agent responder at peer p and returns the session
+// with the Confirm that opens its first channel. It takes one round trip on a
+// connection that is there.
+func Open(ctx context.Context, d stream.Dialer, p peer.ID, responder identity.AgentID, cfg Config) (*Established, []byte, error) {
+	i, offer, err := NewOffer(cfg.Local(), responder, cfg.Terms(), time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	lim := stream.Limits{Request: MaxMessage, Response: MaxMessage, Time: cfg.Timeout}
+	reply, err := stream.Call(ctx, d, p, Protocol, offer, lim)
+	if err != nil {
+		return nil, nil, err
+	}
+	return i.Finish(reply, cfg.Verifier, time.Now())
+}
+
+// limiter bounds offers per second, per peer and in all. A peer that exceeds its
+// share uses up nobody else's.
+type limiter struct {
+	perPeer rate.Limit
+	burst   int
+
+	mu    sync.Mutex
+	all   *rate.Limiter
+	peers map[peer.ID]*rate.Limiter
+}
+
+const maxLimitedPeers = 4096
+
+func newLimiter(perPeer, total int) *limiter {
+	return &limiter{
+		perPeer: rate.Limit(perPeer), burst: perPeer,
+		all:   rate.NewLimiter(rate.Limit(total), total),
+		peers: make(map[peer.ID]*rate.Limiter),
+	}
+}
+
+func (l *limiter) allow(p peer.ID, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.peers[p]
+	if r == nil {
+		l.makeRoom(now)
+		r = rate.NewLimiter(l.perPeer, l.burst)
+		l.peers[p] = r
+	}
+	return r.AllowN(now, 1) && l.all.AllowN(now, 1)
+}
+
+// makeRoom forgets peers that are at rest; their limiters hold no history. If
+// none is, one goes: that peer gains a burst, within the total.
+func (l *limiter) makeRoom(now time.Time) {
+	if len(l.peers) < maxLimitedPeers {
+		return
+	}
+	for p, r := range l.peers {
+		if r.TokensAt(now) >= float64(l.burst) {
+			delete(l.peers, p)
+		}
+	}
+	for p := range l.peers {
+		if len(l.peers) < maxLimitedPeers {
+			return
+		}
+		delete(l.peers, p)
+	}
+}
+
+// replayCache remembers what it was shown for at least one window, in two
+// generations. The offer rate bounds its size.
+type replayCache struct {
+	window time.Duration
+
+	mu       sync.Mutex
+	turned   time.Time
+	old, new map[hash]struct{}
+}
+
+func newReplayCache(window time.Duration) *replayCache {
+	return &replayCache{window: window, new: make(map[hash]struct{})}
+}
+
+// add reports whether h is new.
+func (c *replayCache) add(h hash, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.turned) >= c.window {
+		c.old, c.new, c.turned = c.new, make(map[hash]struct{}), now
+	}
+	_, inOld := c.old[h]
+	_, inNew := c.new[h]
+	c.new[h] = struct{}{}
+	return !inOld && !inNew
+}
