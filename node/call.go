@@ -1,0 +1,400 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	ma "github.com/multiformats/go-multiaddr"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	openmeshv1 "openmesh/node/api/openmesh/v1"
+	"openmesh/node/handlers"
+	"openmesh/node/observe"
+	"openmesh/overlay/directory"
+	"openmesh/overlay/directory/experience"
+	"openmesh/protocols/descriptor"
+	"openmesh/protocols/identity"
+	"openmesh/protocols/schema"
+	"openmesh/protocols/session"
+	"openmesh/protocols/signal"
+	"openmesh/protocols/wire"
+)
+
+// candidate is an agent that a call may go to.
+type candidate struct {
+	agent      identity.AgentID
+	address    identity.Address
+	peer       peer.AddrInfo
+	capability string
+}
+
+// Call sends one request to whom the target names and waits for the response. A
+// request is sent to one agent after another only as long as none can have acted
+// on it: delivery is at most once.
+func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1.CallResponse, error) {
+	start := time.Now()
+	if err := n.checkCall(r); err != nil {
+		return nil, err
+	}
+	timeout := n.settings.Session.DefaultTimeout
+	if r.TimeoutMs > 0 {
+		timeout = time.Duration(r.TimeoutMs) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	ctx, span := n.tracer.Start(ctx, "call "+orDefault(r.Capability, r.Target), trace.WithSpanKind(trace.SpanKindClient))
+	defer span.End()
+	resp, err := n.callCandidates(ctx, r)
+	if err != nil {
+		n.metrics.Message(observe.Out, observe.AtMostOnce, observe.Failed)
+		span.SetStatus(codes.Error, wire.CodeOf(err).String())
+		return nil, n.callError(ctx, r, err)
+	}
+	n.metrics.Message(observe.Out, observe.AtMostOnce, observe.Delivered)
+	span.SetAttributes(attribute.String("openmesh.agent", resp.Agent), attribute.String("openmesh.session", resp.Session))
+	resp.ElapsedMs = millis(time.Since(start))
+	resp.Trace = trace.SpanContextFromContext(ctx).TraceID().String()
+	return resp, nil
+}
+
+// callError names what was being done, and the deadline if that is what ended it.
+func (n *Node) callError(ctx context.Context, r *openmeshv1.CallRequest, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) && wire.CodeOf(err) != wire.DeadlineExceeded {
+		err = wire.Errorf(wire.DeadlineExceeded, "%w", err).WithHint("a longer --timeout waits longer")
+	}
+	var e *wire.Error
+	if errors.As(err, &e) {
+		named := *e
+		named.Message = fmt.Sprintf("call %s: %s", r.Target, e.Message)
+		return &named
+	}
+	return fmt.Errorf("call %s: %w", r.Target, err)
+}
+
+// checkCall refuses what makes no sense, and terms that this version does not
+// keep: a promise is never broken in silence.
+func (n *Node) checkCall(r *openmeshv1.CallRequest) error {
+	if r.Target == "" {
+		return wire.Errorf(wire.InvalidArgument, "call: no target").WithHint("name a capability, an address or an agent id")
+	}
+	if r.Qos != "" {
+		q, err := signal.ParseQoS(r.Qos)
+		if err != nil {
+			return err
+		}
+		if q != signal.AtMostOnce {
+			return unsupported("delivery " + q.String())
+		}
+	}
+	switch {
+	case len(r.Within) > 0 || len(r.AvoidDomains) > 0:
+		return unsupported("constraints on the path")
+	case r.Class != "" || r.Multipath > 1:
+		return unsupported("a choice of path class or several paths")
+	case r.Contract != "":
+		return unsupported("a market contract")
+	}
+	if _, ok := r.Body.(*openmeshv1.CallRequest_Json); ok {
+		return checkJSON(r.GetJson())
+	}
+	return nil
+}
+
+func unsupported(what string) error {
+	return wire.Errorf(wire.Unsupported, "call: %s is not supported by this version", what).WithHint("leave it out")
+}
+
+func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1.CallResponse, error) {
+	candidates, err := n.candidates(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	key := orDefault(r.IdempotencyKey, rand.Text())
+	wait := n.retryBackoff()
+	attempts := max(len(candidates), n.settings.Session.Retry.Max+1)
+	var last error
+	for i := range attempts {
+		c := candidates[i%len(candidates)]
+		resp, err := n.callOne(ctx, c, r, key)
+		if err == nil {
+			resp.Attempts = uint32(i + 1)
+			return resp, nil
+		}
+		last = err
+		if !wire.CodeOf(err).Retry() || ctx.Err() != nil {
+			break
+		}
+		if i+1 >= len(candidates) && sleep(ctx, wait.NextBackOff()) != nil {
+			break
+		}
+	}
+	return nil, last
+}
+
+func (n *Node) retryBackoff() *backoff.ExponentialBackOff {
+	r := n.settings.Session.Retry
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.Multiplier, b.MaxInterval, b.RandomizationFactor = r.Initial, r.Multiplier, r.MaxInterval, r.Jitter
+	return b
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// maxCandidates bounds the agents that one call may try.
+const maxCandidates = 8
+
+// candidates finds whom the request may go to, best first.
+func (n *Node) candidates(ctx context.Context, r *openmeshv1.CallRequest) ([]candidate, error) {
+	if !isCapability(r.Target) {
+		c, err := n.resolveTarget(ctx, r)
+		return []candidate{c}, err
+	}
+	if r.Capability != "" && !descriptor.Covers(r.Target, r.Capability) {
+		return nil, wire.Errorf(wire.InvalidArgument, "target %s and capability %s name different things", r.Target, r.Capability).
+			WithHint("leave out --capability")
+	}
+	name := orDefault(r.Capability, r.Target)
+	res, err := n.directory.Discover(ctx, directory.Query{Capability: name, Version: r.Version, MinTrust: r.MinTrust, Limit: maxCandidates})
+	if err != nil {
+		return nil, err
+	}
+	var cs []candidate
+	for _, row := range res.Rows {
+		cs = append(cs, candidate{row.Agent, row.Address, peer.AddrInfo{ID: row.Peer}, row.Name})
+	}
+	if len(cs) == 0 {
+		return nil, wire.Errorf(wire.NotFound, "no agent in reach offers %s", name).
+			WithHint("look around with: openmesh discover %s", firstSegment(name))
+	}
+	return cs, nil
+}
+
+func isCapability(target string) bool { return descriptor.CheckName(target) == nil }
+
+func firstSegment(name string) string {
+	first, _, _ := strings.Cut(name, "/")
+	return first
+}
+
+// resolveTarget finds the agent that an address or agent id names, and what to
+// call there.
+func (n *Node) resolveTarget(ctx context.Context, r *openmeshv1.CallRequest) (candidate, error) {
+	a, err := n.resolve(ctx, r.Target)
+	if err != nil {
+		return candidate{}, err
+	}
+	if r.MinTrust > 0 {
+		if t := n.directory.Experience(a.ID).Trust; t < r.MinTrust {
+			return candidate{}, wire.Errorf(wire.Denied, "trust in %s is %.2f, below %.2f", a.ID, t, r.MinTrust)
+		}
+	}
+	c := candidate{a.ID, a.Address, a.Peer, r.Capability}
+	if c.capability == "" {
+		c.capability, err = n.onlyCapability(ctx, a)
+	}
+	return c, err
+}
+
+func (n *Node) resolve(ctx context.Context, target string) (directory.Agent, error) {
+	t, err := directory.ParseTarget(target)
+	if err != nil {
+		return directory.Agent{}, err
+	}
+	a, err := n.directory.Resolve(ctx, t)
+	if err == nil && a.Certificate != nil {
+		n.seen.add(a.Certificate)
+	}
+	return a, err
+}
+
+// onlyCapability is what an agent offers, if that is just one thing.
+func (n *Node) onlyCapability(ctx context.Context, a directory.Agent) (string, error) {
+	d, err := n.directory.Descriptor(ctx, a)
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for _, c := range d.Body.Capabilities {
+		names = append(names, c.Name)
+	}
+	switch len(names) {
+	case 1:
+		return names[0], nil
+	case 0:
+		return "", wire.Errorf(wire.NotFound, "%s shows this agent no capability", a.ID).
+			WithHint("a private capability must be named with --capability")
+	}
+	return "", wire.Errorf(wire.InvalidArgument, "%s offers %d capabilities", a.ID, len(names)).
+		WithHint("choose one with --capability: %s", strings.Join(names, ", "))
+}
+
+// callOne sends the request to one agent.
+func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) (*openmeshv1.CallResponse, error) {
+	if c.agent == n.cfg.Keys.Agent {
+		return n.callSelf(ctx, c, r, key)
+	}
+	var resp *session.Response
+	var id uint64
+	s, err := n.open(ctx, c.agent, c.peer)
+	if err == nil {
+		resp, id, err = s.Call(ctx, n.request(ctx, c, r, key))
+		if id == 0 && wire.CodeOf(err) == wire.SessionClosed { // it ended before it took the request
+			if s, err = n.open(ctx, c.agent, c.peer); err == nil {
+				resp, id, err = s.Call(ctx, n.request(ctx, c, r, key))
+			}
+		}
+	}
+	n.learn(c.agent, err)
+	if err != nil {
+		return nil, err
+	}
+	out := &openmeshv1.CallResponse{
+		Agent: string(c.agent), Address: c.address.String(), Capability: c.capability,
+		Session: s.ID().String(), Request: strconv.FormatUint(id, 10), Suite: s.Suite().String(), Path: n.pathOf(s),
+	}
+	setBody(out, schema.Encoding(resp.Encoding), resp.Body)
+	return out, nil
+}
+
+// open returns the session with an agent, over a connection that is there or a
+// new one.
+func (n *Node) open(ctx context.Context, a identity.AgentID, p peer.AddrInfo) (*session.Session, error) {
+	if s := n.sessions.Session(a); s != nil {
+		return s, nil
+	}
+	if len(p.Addrs) > 0 {
+		n.host.Peerstore().AddAddrs(p.ID, p.Addrs, peerstore.TempAddrTTL)
+	}
+	s, err := n.sessions.Open(ctx, a, p.ID)
+	if err == nil {
+		n.seen.add(s.Peer())
+	}
+	return s, err
+}
+
+func (n *Node) request(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) *session.Request {
+	enc, body := bodyOf(r)
+	req := &session.Request{
+		Capability: c.capability, Version: r.Version, Encoding: session.Encoding(enc), Body: body, IdempotencyKey: key,
+		CorrelationID: trace.SpanContextFromContext(ctx).TraceID().String(),
+	}
+	req.Traceparent, req.Tracestate = observe.Inject(ctx)
+	return req
+}
+
+// callSelf serves a call of this agent's own capability, without a wire.
+func (n *Node) callSelf(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) (*openmeshv1.CallResponse, error) {
+	enc, body := bodyOf(r)
+	req := &handlers.Request{
+		Capability: c.capability, Version: r.Version, Body: body, Encoding: enc, IdempotencyKey: key,
+		CallerAgent: string(c.agent), CallerAddress: c.address.String(),
+		CorrelationID: trace.SpanContextFromContext(ctx).TraceID().String(),
+	}
+	req.Deadline, _ = ctx.Deadline()
+	req.Traceparent, req.Tracestate = observe.Inject(ctx)
+	resp, err := n.registry.Serve(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	out := &openmeshv1.CallResponse{
+		Agent: string(c.agent), Address: c.address.String(), Capability: c.capability,
+		Path: &openmeshv1.Path{Kind: "direct", Transport: "local", Hops: []string{}},
+	}
+	setBody(out, resp.Encoding, resp.Body)
+	return out, nil
+}
+
+func bodyOf(r *openmeshv1.CallRequest) (schema.Encoding, []byte) {
+	if b, ok := r.Body.(*openmeshv1.CallRequest_Protobuf); ok {
+		return schema.Protobuf, b.Protobuf
+	}
+	return schema.JSON, []byte(orDefault(r.GetJson(), "{}"))
+}
+
+func setBody(r *openmeshv1.CallResponse, enc schema.Encoding, body []byte) {
+	if enc == schema.Protobuf {
+		r.Body = &openmeshv1.CallResponse_Protobuf{Protobuf: body}
+	} else {
+		r.Body = &openmeshv1.CallResponse_Json{Json: strings.ToValidUTF8(string(body), "\uFFFD")}
+	}
+}
+
+// learn takes note of how dealing with an agent went, for trust. What was this
+// side's fault, or policy, says nothing about the agent.
+func (n *Node) learn(a identity.AgentID, err error) {
+	if err == nil {
+		n.directory.Record(a, experience.Success)
+		return
+	}
+	switch wire.CodeOf(err) {
+	case wire.Unreachable, wire.HandlerUnavailable, wire.HandlerFailed, wire.InvalidResponse, wire.SessionClosed,
+		wire.Internal, wire.Unauthenticated, wire.DeadlineExceeded:
+		n.directory.Record(a, experience.Failure)
+	}
+}
+
+// pathOf says how a session reaches its peer.
+func (n *Node) pathOf(s *session.Session) *openmeshv1.Path {
+	return n.pathMessage(s.Path(), s.Peer().Peer)
+}
+
+func (n *Node) pathMessage(p session.Path, to peer.ID) *openmeshv1.Path {
+	m := &openmeshv1.Path{Kind: n.kindOf(p, to), Transport: p.Transport, Hops: []string{}}
+	if p.Kind == "relayed" {
+		if relay := relayOf(p.Addr); relay != "" {
+			m.Hops = append(m.Hops, relay)
+		}
+	}
+	return m
+}
+
+// kindOf refines a direct path: a hole may have been punched for it.
+func (n *Node) kindOf(p session.Path, to peer.ID) string {
+	if p.Kind == "direct" && n.host.Reach(to) == "holepunched" {
+		return "holepunched"
+	}
+	return p.Kind
+}
+
+// reach says how a peer is reached now, or would be.
+func (n *Node) reach(p peer.ID) string {
+	if r := n.host.Reach(p); r != "" {
+		return r
+	}
+	if p == n.host.ID() {
+		return "direct"
+	}
+	return "mailbox"
+}
+
+// relayOf returns the peer id of the relay in a circuit address.
+func relayOf(addr string) string {
+	a, err := ma.NewMultiaddr(addr)
+	if err != nil {
+		return ""
+	}
+	id, err := a.ValueForProtocol(ma.P_P2P)
+	if err != nil {
+		return ""
+	}
+	return id
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -1,0 +1,238 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"openmesh/node/api"
+	"openmesh/node/config"
+	"openmesh/node/handlers/capability"
+	"openmesh/node/observe"
+	"openmesh/overlay/directory"
+	"openmesh/overlay/directory/kad"
+	"openmesh/protocols/descriptor/descriptorpb"
+	"openmesh/protocols/session"
+	"openmesh/protocols/signal"
+	"openmesh/protocols/wire"
+)
+
+func (n *Node) directoryConfig() directory.Config {
+	s := n.settings
+	mode := kad.Auto
+	if slices.Contains(s.Node.Roles, "backbone") {
+		mode = kad.Server
+	}
+	return directory.Config{
+		Host: n.host, Key: n.cfg.Keys.Host, Certificate: n.cfg.Keys.Certificate, Verifier: n.verifier, Mode: mode,
+		Bootstrap:       n.peersOf(s.Networking.Bootstrap),
+		RegistrationTTL: s.Discovery.RegistrationTTL, CacheTTL: s.Discovery.CacheTTL, ProbeInterval: s.Discovery.ProbeInterval,
+		ExperienceFile: filepath.Join(n.cfg.Home, "experience.json"),
+		Circles:        func() []string { return n.circles.Of(n.cfg.Keys.Agent) },
+		Member:         n.circles.Has,
+		Load:           n.load.value,
+		Reach:          n.reach,
+		Observer:       directoryObserver{n.metrics},
+		Log:            n.log.Named("directory"),
+	}
+}
+
+type directoryObserver struct{ metrics *observe.Metrics }
+
+func (o directoryObserver) Observe(kind string, took time.Duration, outcome string) {
+	var err error
+	if c, ok := wire.ParseCode(outcome); ok {
+		err = c
+	}
+	o.metrics.DirectoryLookup(kind, took, err)
+}
+
+func (n *Node) sessionConfig() session.Config {
+	s := n.settings
+	contract := signal.DefaultContract()
+	contract.TTL, contract.AckTimeout = s.Session.TTL, s.Session.AckTimeout
+	contract.Keepalive, contract.RekeyInterval = s.Networking.KeepaliveInterval, s.Session.RekeyInterval
+	contract.MaxMessageBytes, contract.MaxPending = s.Session.MaxMessageBytes, s.Session.MaxPending
+	terms := signal.Terms{Suites: signal.Suites(), Contract: contract}
+	local := signal.Local{Certificate: n.cfg.Keys.Certificate, Key: n.cfg.Keys.Host}
+	return session.Config{
+		Host: n.host,
+		Signal: signal.Config{
+			Local:    func() signal.Local { return local },
+			Verifier: n.verifier,
+			Terms:    func() signal.Terms { return terms },
+			Timeout:  s.Networking.HandshakeTimeout,
+			PerPeer:  s.Signal.RatePerPeer, Total: s.Signal.RateTotal,
+			Log: n.log.Named("signal"),
+		},
+		Handler:     n.serve,
+		MaxChannels: s.Networking.MaxTunnels,
+		IdleTimeout: s.Session.IdleTimeout,
+		Observe:     sessionObserver{n},
+		Log:         n.log.Named("session"),
+	}
+}
+
+type sessionObserver struct{ n *Node }
+
+func (o sessionObserver) SessionSetup(initiator bool, took time.Duration, err error) {
+	if initiator {
+		o.n.metrics.SessionSetup(took, err)
+	}
+}
+
+func (o sessionObserver) SessionEvent(ev session.Event) {
+	from := ev.From.String()
+	if ev.From == session.Offered {
+		from = "" // it was not counted yet
+	}
+	o.n.metrics.SessionMoved(from, ev.To.String())
+	o.n.events.publish(ev)
+}
+
+func (n *Node) newAPI() (*api.Server, error) {
+	return api.New(api.Config{
+		Services:  api.Services{Node: nodeAPI{n}, Directory: directoryAPI{n}, Session: sessionAPI{n}, Key: keyAPI{n}},
+		Listen:    n.settings.API.Listen,
+		TokenFile: filepath.Join(n.cfg.Home, "api.token"),
+		Ready:     n.readiness,
+		Log:       n.log.Named("api"),
+		Tracer:    n.tracer,
+		MaxBody:   2*n.settings.Session.MaxMessageBytes + 1<<20, // JSON may escape
+	})
+}
+
+// readiness says why the node is not ready, if it is not.
+func (n *Node) readiness() error {
+	if err := n.cfg.Keys.Certificate.Valid(time.Now()); err != nil {
+		return err
+	}
+	if n.partitioned() {
+		return fmt.Errorf("no directory server is in reach")
+	}
+	return nil
+}
+
+// partitioned reports whether the directory is out of reach. A backbone node is
+// part of it.
+func (n *Node) partitioned() bool {
+	select {
+	case <-n.ready:
+	default:
+		return false
+	}
+	return !slices.Contains(n.settings.Node.Roles, "backbone") && n.directory.Status().Partitioned()
+}
+
+// metricsServer returns the server of Prometheus metrics, or nil if it is off.
+func (n *Node) metricsServer() (*observe.Server, error) {
+	o := n.settings.Observability
+	if o.MetricsPort == 0 {
+		return nil, nil
+	}
+	addr := net.JoinHostPort(o.MetricsHost, strconv.Itoa(o.MetricsPort))
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, wire.Errorf(wire.AlreadyExists, "serve metrics: %w", err).
+			WithHint("set observability.metrics_port to a free port, or to 0 to turn it off")
+	}
+	return observe.NewServer(observe.ServerConfig{Listener: l, Metrics: n.metrics, Ready: n.readiness, Log: n.log}), nil
+}
+
+func thresholds(t config.AlertThresholds) observe.Thresholds {
+	return observe.Thresholds{
+		RelayUsagePct: t.RelayUsagePct, TunnelFailureRate: t.TunnelFailureRate,
+		RegistryPartition: time.Duration(t.RegistryPartitionMS) * time.Millisecond,
+	}
+}
+
+// announce tells the directory what this agent offers, now and at each change.
+func (n *Node) announce(ctx context.Context) {
+	for {
+		changed := n.registry.Changed()
+		if err := n.directory.Announce(n.profile()); err != nil {
+			n.log.Error("capabilities not announced", zap.Error(err))
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (n *Node) profile() directory.Profile {
+	p := directory.Profile{
+		Region: n.settings.Node.Region, Jurisdictions: n.settings.Node.Jurisdictions, Domain: n.settings.Node.Domain,
+		AgentVersion: "openmesh/" + n.cfg.Version,
+	}
+	for _, c := range n.registry.List() {
+		p.Capabilities = append(p.Capabilities, capabilityMessage(c))
+	}
+	return p
+}
+
+func capabilityMessage(c *capability.Capability) *descriptorpb.Capability {
+	m := &descriptorpb.Capability{
+		Name: c.Name, Version: c.Version, Domain: c.Domain, Tags: c.Tags, Visibility: orDefault(c.Visibility, "public"),
+		Request: schemaMessage(c.Request), Response: schemaMessage(c.Response),
+		Transports: []string{"quic-v1", "tcp", "ws"}, Qos: []string{signal.AtMostOnce.String()},
+	}
+	for _, p := range c.Protocols {
+		m.Protocols = append(m.Protocols, &descriptorpb.Protocol{Name: p.Name, Versions: p.Versions})
+	}
+	if c.Price != nil {
+		m.Price = &descriptorpb.Price{Amount: c.Price.Amount, Currency: c.Price.Currency, Unit: c.Price.Unit}
+	}
+	return m
+}
+
+func schemaMessage(s capability.Schema) *descriptorpb.Schema {
+	if s.JSON == nil && s.Message == "" {
+		return nil
+	}
+	return &descriptorpb.Schema{JsonSchema: string(s.JSON), Message: s.Message, DescriptorSet: s.DescriptorSet}
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// meter carries the totals that the session layer counts over to the metrics.
+func (n *Node) meter(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	paths := map[string]observe.Path{"direct": observe.Direct, "holepunched": observe.HolePunched, "relayed": observe.Relayed}
+	last := session.Stats{Sent: map[string]uint64{}, Received: map[string]uint64{}}
+	n.metrics.KeyExpiry(n.cfg.Keys.Certificate.NotAfter)
+	for {
+		now := n.sessions.Stats()
+		for kind, path := range paths {
+			n.metrics.Bytes(observe.Out, path, int(now.Sent[kind]-last.Sent[kind]))
+			n.metrics.Bytes(observe.In, path, int(now.Received[kind]-last.Received[kind]))
+		}
+		last = now
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// invalid hears of requests and responses that break their schema.
+func (n *Node) invalid(name string, err *wire.Error) {
+	n.metrics.SchemaWarning()
+	n.log.Warn("schema violated", zap.String("capability", name), zap.String("code", err.Code.String()),
+		zap.Strings("pointers", err.Pointers))
+}
