@@ -156,7 +156,7 @@ func (n nodeAPI) pingOnce(ctx context.Context, to candidate, sequence uint32, ou
 		Agent: string(to.agent), Address: to.address.String(), Sequence: sequence, RttMs: float64(res.RTT.Nanoseconds()) / 1e6,
 	}
 	if conns := n.host.Network().ConnsToPeer(to.peer.ID); len(conns) > 0 {
-		m.Path = n.pathMessage(session.PathOf(conns[0]), to.peer.ID)
+		m.Path = pathMessage(n.pathOf(conns[0]))
 	}
 	return out.Send(m)
 }

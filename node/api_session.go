@@ -73,7 +73,7 @@ func (n *Node) sessionMessage(i session.Info) *openmeshv1.SessionInfo {
 	if !i.State.Done() {
 		m.Expires = stamp(i.IdleAt)
 		m.Channels = append(m.Channels, &openmeshv1.Channel{
-			Kind: n.kindOf(i.Path, i.Peer.Peer), Transport: i.Path.Transport, RttMs: millis(i.RTT), Loss: i.Loss, Addr: i.Path.Addr,
+			Kind: i.Path.Kind, Transport: i.Path.Transport, RttMs: millis(i.RTT), Loss: i.Loss, Addr: i.Path.Addr,
 		})
 	}
 	return m

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	ma "github.com/multiformats/go-multiaddr"
@@ -46,11 +47,7 @@ func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1
 	if err := n.checkCall(r); err != nil {
 		return nil, err
 	}
-	timeout := n.settings.Session.DefaultTimeout
-	if r.TimeoutMs > 0 {
-		timeout = time.Duration(r.TimeoutMs) * time.Millisecond
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := n.deadline(ctx, r)
 	defer cancel()
 	ctx, span := n.tracer.Start(ctx, "call "+orDefault(r.Capability, r.Target), trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
@@ -65,6 +62,15 @@ func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1
 	resp.ElapsedMs = millis(time.Since(start))
 	resp.Trace = trace.SpanContextFromContext(ctx).TraceID().String()
 	return resp, nil
+}
+
+// deadline bounds ctx by what the caller asked for, or by the default.
+func (n *Node) deadline(ctx context.Context, r *openmeshv1.CallRequest) (context.Context, context.CancelFunc) {
+	timeout := n.settings.Session.DefaultTimeout
+	if r.TimeoutMs > 0 {
+		timeout = time.Duration(r.TimeoutMs) * time.Millisecond
+	}
+	return context.WithTimeout(ctx, timeout)
 }
 
 // callError names what was being done, and the deadline if that is what ended it.
@@ -119,8 +125,11 @@ func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	key := orDefault(r.IdempotencyKey, rand.Text())
-	wait := n.retryBackoff()
+	key := r.IdempotencyKey
+	if key == "" {
+		key = rand.Text()
+	}
+	var wait *backoff.ExponentialBackOff
 	attempts := max(len(candidates), n.settings.Session.Retry.Max+1)
 	var last error
 	for i := range attempts {
@@ -134,8 +143,18 @@ func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest) (*
 		if !wire.CodeOf(err).Retry() || ctx.Err() != nil {
 			break
 		}
-		if i+1 >= len(candidates) && sleep(ctx, wait.NextBackOff()) != nil {
+		if i+1 < len(candidates) {
+			continue
+		}
+		if wait == nil {
+			wait = n.retryBackoff()
+		}
+		if sleep(ctx, wait.NextBackOff()) != nil {
 			break
+		}
+		// Who was not reached may have moved since it was found.
+		if found, err := n.candidates(ctx, r); err == nil {
+			candidates = found
 		}
 	}
 	return nil, last
@@ -162,6 +181,9 @@ const maxCandidates = 8
 
 // candidates finds whom the request may go to, best first.
 func (n *Node) candidates(ctx context.Context, r *openmeshv1.CallRequest) ([]candidate, error) {
+	if c, ok := n.inSession(r); ok {
+		return []candidate{c}, nil
+	}
 	if !isCapability(r.Target) {
 		c, err := n.resolveTarget(ctx, r)
 		return []candidate{c}, err
@@ -184,6 +206,17 @@ func (n *Node) candidates(ctx context.Context, r *openmeshv1.CallRequest) ([]can
 			WithHint("look around with: openmesh discover %s", firstSegment(name))
 	}
 	return cs, nil
+}
+
+// inSession is the agent that the target names, if there is a session with it: it
+// has proved who it is, and nothing need be looked up.
+func (n *Node) inSession(r *openmeshv1.CallRequest) (candidate, bool) {
+	s := n.sessions.Session(identity.AgentID(r.Target))
+	if s == nil || r.Capability == "" || r.MinTrust > 0 {
+		return candidate{}, false
+	}
+	p := s.Peer()
+	return candidate{p.Agent, p.Address, peer.AddrInfo{ID: p.Peer}, r.Capability}, true
 }
 
 func isCapability(target string) bool { return descriptor.CheckName(target) == nil }
@@ -265,9 +298,10 @@ func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallReque
 	if err != nil {
 		return nil, err
 	}
+	names := s.Names()
 	out := &openmeshv1.CallResponse{
-		Agent: string(c.agent), Address: c.address.String(), Capability: c.capability,
-		Session: s.ID().String(), Request: strconv.FormatUint(id, 10), Suite: s.Suite().String(), Path: n.pathOf(s),
+		Agent: names.Agent, Address: names.Address, Capability: c.capability,
+		Session: names.Session, Request: strconv.FormatUint(id, 10), Suite: names.Suite, Path: pathMessage(s.Path()),
 	}
 	setBody(out, schema.Encoding(resp.Encoding), resp.Body)
 	return out, nil
@@ -337,10 +371,14 @@ func setBody(r *openmeshv1.CallResponse, enc schema.Encoding, body []byte) {
 }
 
 // learn takes note of how dealing with an agent went, for trust. What was this
-// side's fault, or policy, says nothing about the agent.
+// side's fault, or policy, says nothing about the agent. Successes count once a
+// second, so that many small calls do not buy trust that one failure would not
+// spend.
 func (n *Node) learn(a identity.AgentID, err error) {
 	if err == nil {
-		n.directory.Record(a, experience.Success)
+		if n.praised.due(a, time.Now()) {
+			n.directory.Record(a, experience.Success)
+		}
 		return
 	}
 	switch wire.CodeOf(err) {
@@ -350,27 +388,24 @@ func (n *Node) learn(a identity.AgentID, err error) {
 	}
 }
 
-// pathOf says how a session reaches its peer.
-func (n *Node) pathOf(s *session.Session) *openmeshv1.Path {
-	return n.pathMessage(s.Path(), s.Peer().Peer)
+// pathOf says how a connection reaches its peer; a hole may have been punched for
+// a direct one.
+func (n *Node) pathOf(c network.Conn) session.Path {
+	p := session.PathOf(c)
+	if p.Kind == "direct" && n.host.Punched(c.RemotePeer()) {
+		p.Kind = "holepunched"
+	}
+	return p
 }
 
-func (n *Node) pathMessage(p session.Path, to peer.ID) *openmeshv1.Path {
-	m := &openmeshv1.Path{Kind: n.kindOf(p, to), Transport: p.Transport, Hops: []string{}}
+func pathMessage(p session.Path) *openmeshv1.Path {
+	m := &openmeshv1.Path{Kind: p.Kind, Transport: p.Transport, Hops: []string{}}
 	if p.Kind == "relayed" {
 		if relay := relayOf(p.Addr); relay != "" {
 			m.Hops = append(m.Hops, relay)
 		}
 	}
 	return m
-}
-
-// kindOf refines a direct path: a hole may have been punched for it.
-func (n *Node) kindOf(p session.Path, to peer.ID) string {
-	if p.Kind == "direct" && n.host.Reach(to) == "holepunched" {
-		return "holepunched"
-	}
-	return p.Kind
 }
 
 // reach says how a peer is reached now, or would be.

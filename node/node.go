@@ -44,6 +44,11 @@ type Config struct {
 	Log     *zap.Logger
 	Version string // of the program
 
+	// Data takes the messages that other agents send outside of calls, for
+	// programs that embed a node; the bytes are valid during the call. Nil drops
+	// them.
+	Data func(from *session.Session, message []byte)
+
 	// HostOptions override the libp2p host's: a simulated network, in tests.
 	HostOptions []libp2p.Option
 }
@@ -63,6 +68,7 @@ type Node struct {
 	load     load
 	events   *events
 	seen     *certificates
+	praised  *limiter
 
 	// Made by Run, before ready is closed.
 	host      *overlay.Host
@@ -101,6 +107,7 @@ func New(cfg Config) (*Node, error) {
 		load:     load{capacity: int64(4 * runtime.GOMAXPROCS(0))},
 		events:   newEvents(),
 		seen:     newCertificates(),
+		praised:  newLimiter(time.Second),
 		ready:    make(chan struct{}),
 	}
 	n.registry = handlers.New(handlers.Config{
@@ -139,6 +146,9 @@ func (n *Node) Registry() *handlers.Registry { return n.registry }
 
 // Sessions is the node's session endpoint. It is there once the node is ready.
 func (n *Node) Sessions() *session.Endpoint { return n.sessions }
+
+// Host is the node's libp2p host. It is there once the node is ready.
+func (n *Node) Host() *overlay.Host { return n.host }
 
 // Ready is closed once the node serves.
 func (n *Node) Ready() <-chan struct{} { return n.ready }

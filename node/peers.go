@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -124,4 +125,33 @@ func (c *certificates) of(p peer.ID) *identity.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.byPeer[p]
+}
+
+// limiter lets something happen once per interval and agent. Safe for concurrent
+// use; it forgets all when it is full.
+type limiter struct {
+	interval time.Duration
+
+	mu   sync.Mutex
+	last map[identity.AgentID]time.Time
+}
+
+// maxLimited bounds the agents that a limiter remembers.
+const maxLimited = 4096
+
+func newLimiter(interval time.Duration) *limiter {
+	return &limiter{interval: interval, last: make(map[identity.AgentID]time.Time)}
+}
+
+func (l *limiter) due(a identity.AgentID, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.last[a]) < l.interval {
+		return false
+	}
+	if len(l.last) >= maxLimited {
+		clear(l.last)
+	}
+	l.last[a] = now
+	return true
 }

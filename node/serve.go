@@ -24,15 +24,15 @@ import (
 func (n *Node) serve(ctx context.Context, in *session.Inbound) (*session.Response, error) {
 	n.load.working.Add(1)
 	defer n.load.working.Add(-1)
-	peer := in.Session.Peer()
+	names := in.Session.Names()
 	req := &handlers.Request{
 		Capability: in.Capability, Version: in.Version, Body: in.Body, Encoding: schema.Encoding(in.Encoding),
-		CallerAgent: string(peer.Agent), CallerAddress: peer.Address.String(),
-		Session: in.Session.ID().String(), RequestID: strconv.FormatUint(in.ID, 10), IdempotencyKey: in.IdempotencyKey,
+		CallerAgent: names.Agent, CallerAddress: names.Address,
+		Session: names.Session, RequestID: strconv.FormatUint(in.ID, 10), IdempotencyKey: in.IdempotencyKey,
 		Traceparent: in.Traceparent, Tracestate: in.Tracestate, CorrelationID: in.CorrelationID, Deadline: in.Deadline,
 	}
 	ctx, span := n.traceInbound(ctx, req)
-	resp, err := n.dispatch(ctx, req, policy.Request{On: policy.Call, Agent: peer.Agent})
+	resp, err := n.dispatch(ctx, req, policy.Request{On: policy.Call, Agent: in.Session.Peer().Agent})
 	n.account(ctx, span, req, err)
 	if err != nil {
 		return nil, err

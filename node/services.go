@@ -72,6 +72,8 @@ func (n *Node) sessionConfig() session.Config {
 			Log: n.log.Named("signal"),
 		},
 		Handler:     n.serve,
+		Data:        n.cfg.Data,
+		Path:        n.pathOf,
 		MaxChannels: s.Networking.MaxTunnels,
 		IdleTimeout: s.Session.IdleTimeout,
 		Observe:     sessionObserver{n},

@@ -271,19 +271,18 @@ func (h *Host) Reach(p peer.ID) string {
 	reach := ""
 	for _, c := range h.Network().ConnsToPeer(p) {
 		if !IsCircuit(c.RemoteMultiaddr()) {
-			return h.direct(p)
+			if h.Punched(p) {
+				return "holepunched"
+			}
+			return "direct"
 		}
 		reach = "relayed"
 	}
 	return reach
 }
 
-func (h *Host) direct(p peer.ID) string {
-	if h.punched.has(p) {
-		return "holepunched"
-	}
-	return "direct"
-}
+// Punched reports whether a hole was punched to peer p.
+func (h *Host) Punched(p peer.ID) bool { return h.punched.has(p) }
 
 // IsCircuit reports whether a is an address through a relay.
 func IsCircuit(a ma.Multiaddr) bool {

@@ -40,7 +40,15 @@ type Address struct {
 
 // String returns the canonical form, such as 0:A91F.0000.7C2E.
 func (a Address) String() string {
-	return fmt.Sprintf("%d:%04X.%04X.%04X", a.Realm, a.Bits>>32&0xffff, a.Bits>>16&0xffff, a.Bits&0xffff)
+	var buf [5 + 1 + 14]byte // on the path of every call: no fmt
+	b := append(strconv.AppendUint(buf[:0], uint64(a.Realm), 10), ':')
+	for shift := 44; shift >= 0; shift -= 4 {
+		b = append(b, "0123456789ABCDEF"[a.Bits>>shift&0xf])
+		if shift == 32 || shift == 16 {
+			b = append(b, '.')
+		}
+	}
+	return string(b)
 }
 
 // Hex returns the 48 bits as 12 lower-case hex digits, as used in DHT keys.

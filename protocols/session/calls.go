@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"openmesh/protocols/wire"
 )
@@ -21,6 +22,7 @@ type calls struct {
 	free    []chan result // empty ones, for reuse
 	limit   int
 	ended   error // set: no more calls
+	count   atomic.Int32
 }
 
 // begin registers a new call and returns its id and where its result comes.
@@ -36,6 +38,7 @@ func (c *calls) begin() (uint64, chan result, error) {
 	c.last++
 	ch := c.channel()
 	c.waiting[c.last] = ch
+	c.count.Store(int32(len(c.waiting)))
 	return c.last, ch, nil
 }
 
@@ -44,6 +47,7 @@ func (c *calls) finish(id uint64, r result) {
 	c.mu.Lock()
 	ch, ok := c.waiting[id]
 	delete(c.waiting, id)
+	c.count.Store(int32(len(c.waiting)))
 	c.mu.Unlock()
 	if ok {
 		ch <- r
@@ -56,6 +60,7 @@ func (c *calls) abandon(id uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.waiting, id)
+	c.count.Store(int32(len(c.waiting)))
 }
 
 // refuse lets no call begin from now on; with all, it fails those under way too.
@@ -72,13 +77,10 @@ func (c *calls) refuse(err error, all bool) {
 		delete(c.waiting, id)
 		ch <- result{err: err} // has room for one
 	}
+	c.count.Store(0)
 }
 
-func (c *calls) len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.waiting)
-}
+func (c *calls) len() int { return int(c.count.Load()) }
 
 // maxFree bounds the channels kept for reuse.
 const maxFree = 64
@@ -104,17 +106,18 @@ func (c *calls) reuse(ch chan result) {
 // inbox are the requests of the other side that are being worked on.
 type inbox struct {
 	mu      sync.Mutex
-	working map[uint64]context.CancelCauseFunc
+	working map[uint64]context.CancelFunc
 	limit   int
 	ended   bool // no more requests are taken
+	count   atomic.Int32
 }
 
 // add registers request id, or says with which code it is refused.
-func (b *inbox) add(id uint64, cancel context.CancelCauseFunc) error {
+func (b *inbox) add(id uint64, cancel context.CancelFunc) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended {
-		return wire.SessionClosed
+		return wire.ResourceExhausted // nothing was done: the caller may go elsewhere
 	}
 	if len(b.working) >= b.limit {
 		return wire.ResourceExhausted
@@ -123,6 +126,7 @@ func (b *inbox) add(id uint64, cancel context.CancelCauseFunc) error {
 		return wire.Malformed
 	}
 	b.working[id] = cancel
+	b.count.Store(int32(len(b.working)))
 	return nil
 }
 
@@ -130,6 +134,7 @@ func (b *inbox) remove(id uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.working, id)
+	b.count.Store(int32(len(b.working)))
 }
 
 func (b *inbox) cancel(id uint64) {
@@ -137,12 +142,12 @@ func (b *inbox) cancel(id uint64) {
 	cancel := b.working[id]
 	b.mu.Unlock()
 	if cancel != nil {
-		cancel(wire.Cancelled)
+		cancel()
 	}
 }
 
 // refuse lets no request in from now on; with all, it cancels those under way.
-func (b *inbox) refuse(cause error, all bool) {
+func (b *inbox) refuse(all bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ended = true
@@ -150,12 +155,8 @@ func (b *inbox) refuse(cause error, all bool) {
 		return
 	}
 	for _, cancel := range b.working {
-		cancel(cause)
+		cancel()
 	}
 }
 
-func (b *inbox) len() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.working)
-}
+func (b *inbox) len() int { return int(b.count.Load()) }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,8 +59,9 @@ func newChannel(c Conduit, now time.Time) *channel {
 }
 
 // write sends b and returns when the conduit or the queue has taken it; b is the
-// caller's again then.
-func (c *channel) write(b []byte) error {
+// caller's again then. With company, other frames are about to come: it lets them
+// gather first, for one write of several costs little more than one of one.
+func (c *channel) write(b []byte, company bool) error {
 	c.mu.Lock()
 	for c.err == nil && c.busy && len(c.queue) > 0 && len(c.queue)+len(b) > maxQueue {
 		c.room.Wait()
@@ -72,6 +74,12 @@ func (c *channel) write(b []byte) error {
 		return c.err
 	}
 	c.busy = true
+	if company && len(b) < maxSpare {
+		c.queue = append(c.queue, b...)
+		c.mu.Unlock()
+		runtime.Gosched()
+		return c.flush(nil)
+	}
 	c.mu.Unlock()
 	return c.flush(b)
 }
@@ -92,9 +100,17 @@ func (c *channel) post(b []byte) bool {
 	return true
 }
 
-// flush writes b, which may be nil. What has gathered by then is written by a
-// goroutine of its own, so that no caller pays for the others.
+// flush writes b or, if it is nil, what has gathered. What gathers meanwhile is
+// written by a goroutine of its own, so that no caller pays for the others.
 func (c *channel) flush(b []byte) error {
+	if b == nil {
+		c.mu.Lock()
+		b = c.queue
+		c.queue, c.spare = c.spare[:0], nil
+		c.room.Broadcast()
+		c.mu.Unlock()
+		defer c.recycle(b)
+	}
 	err := c.push(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -122,14 +138,21 @@ func (c *channel) drain() {
 		c.room.Broadcast()
 		c.mu.Unlock()
 		err := c.push(b)
-		c.mu.Lock()
-		if cap(b) <= maxSpare {
-			c.spare = b
-		}
+		c.recycle(b)
 		if err != nil {
+			c.mu.Lock()
 			c.fail(err)
+			c.mu.Unlock()
 		}
-		c.mu.Unlock()
+	}
+}
+
+// recycle keeps a buffer that was written for what gathers next.
+func (c *channel) recycle(b []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil && c.spare == nil && cap(b) <= maxSpare {
+		c.spare = b[:0]
 	}
 }
 
@@ -178,7 +201,10 @@ func (c *channel) stalled(now time.Time, limit time.Duration) bool {
 }
 
 // streamConduit makes a libp2p stream a conduit.
-type streamConduit struct{ network.Stream }
+type streamConduit struct {
+	network.Stream
+	path Path
+}
 
 func (s streamConduit) Reset(c wire.Code) { s.Stream.ResetWithError(network.StreamErrorCode(c)) }
 
@@ -188,7 +214,7 @@ func (s streamConduit) Reserve(n int) error {
 
 func (s streamConduit) Release(n int) { s.Scope().ReleaseMemory(n) }
 
-func (s streamConduit) Path() Path { return PathOf(s.Conn()) }
+func (s streamConduit) Path() Path { return s.path }
 
 // PathOf tells how a libp2p connection reaches its peer.
 func PathOf(c network.Conn) Path {

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -37,6 +38,9 @@ type Config struct {
 	Handler Handler
 	Data    func(s *Session, data []byte) // messages of Send; data is valid during the call only; nil drops them
 
+	// Path tells how a connection reaches its peer; default [PathOf].
+	Path func(network.Conn) Path
+
 	MaxChannels int           // concurrent channels, both ways; default 256
 	IdleTimeout time.Duration // a session unused for so long is closed; default 10 min
 	MaxTimeout  time.Duration // longest deadline granted to a request; default 24 h
@@ -63,7 +67,7 @@ type Endpoint struct {
 	group    sync.WaitGroup // all that was started
 	channels atomic.Int64
 	work     context.Context // of requests being handled; ends after draining
-	stop     context.CancelCauseFunc
+	stop     context.CancelFunc
 
 	mu       sync.Mutex
 	sessions map[signal.ID]*Session
@@ -81,6 +85,9 @@ func New(cfg Config) *Endpoint {
 	cfg.IdleTimeout = cmp.Or(cfg.IdleTimeout, 10*time.Minute)
 	cfg.MaxTimeout = cmp.Or(cfg.MaxTimeout, 24*time.Hour)
 	cfg.DrainTime = cmp.Or(cfg.DrainTime, 5*time.Second)
+	if cfg.Path == nil {
+		cfg.Path = PathOf
+	}
 	e := &Endpoint{
 		cfg:      cfg,
 		signal:   signal.NewServer(cfg.Signal),
@@ -88,7 +95,7 @@ func New(cfg Config) *Endpoint {
 		sessions: make(map[signal.ID]*Session),
 		usable:   make(map[identity.AgentID]*Session),
 	}
-	e.work, e.stop = context.WithCancelCause(context.Background())
+	e.work, e.stop = context.WithCancel(context.Background())
 	return e
 }
 
@@ -128,7 +135,7 @@ func (e *Endpoint) shutdown() {
 		})
 	}
 	closing.Wait()
-	e.stop(wire.SessionClosed)
+	e.stop()
 	e.group.Wait() // nothing is received any more
 	e.workers.close()
 }
@@ -194,6 +201,9 @@ func (e *Endpoint) open(ctx context.Context, a identity.AgentID, p peer.ID) (*Se
 // dial does the signaling and opens the first channel.
 func (e *Endpoint) dial(ctx context.Context, a identity.AgentID, p peer.ID) (*Session, *bufio.Reader, error) {
 	est, confirm, err := signal.Open(ctx, e.cfg.Host, p, a, e.cfg.Signal)
+	if errors.Is(err, context.DeadlineExceeded) { // the handshake's: callers may have more time, and try elsewhere
+		return nil, nil, fmt.Errorf("%w: %w", wire.Unreachable, err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -205,9 +215,9 @@ func (e *Endpoint) dial(ctx context.Context, a identity.AgentID, p peer.ID) (*Se
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := newSession(e, est, streamConduit{st}, time.Now())
+	s, err := newSession(e, est, streamConduit{st, e.cfg.Path(st.Conn())}, time.Now())
 	if err == nil {
-		err = s.channel.write(wire.AppendFrame(nil, attach))
+		err = s.channel.write(wire.AppendFrame(nil, attach), false)
 	}
 	if err != nil {
 		st.Reset()
@@ -269,7 +279,7 @@ func (e *Endpoint) accept(st network.Stream) (*Session, *bufio.Reader, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := newSession(e, est, streamConduit{st}, time.Now())
+	s, err := newSession(e, est, streamConduit{st, e.cfg.Path(st.Conn())}, time.Now())
 	return s, r, err
 }
 

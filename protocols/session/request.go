@@ -115,7 +115,7 @@ func (s *Session) giveUp(ctx context.Context, id uint64) error {
 type job struct {
 	in     *Inbound
 	ctx    context.Context
-	cancel context.CancelCauseFunc
+	cancel context.CancelFunc
 }
 
 // take accepts a request of the other side and hands it to a worker, or refuses
@@ -133,9 +133,9 @@ func (s *Session) take(m *sessionpb.Request) {
 		timeout = s.owner.cfg.MaxTimeout
 	}
 	in.Deadline = time.Now().Add(timeout)
-	ctx, cancel := context.WithCancelCause(s.owner.work)
+	ctx, cancel := context.WithDeadline(s.owner.work, in.Deadline)
 	if err := s.inbox.add(m.Id, cancel); err != nil {
-		cancel(nil)
+		cancel()
 		s.owner.stats.refused.Add(1)
 		s.refuse(m.Id, err)
 		return
@@ -146,10 +146,8 @@ func (s *Session) take(m *sessionpb.Request) {
 // run answers one request.
 func (j job) run() {
 	s := j.in.Session
-	defer j.cancel(nil)
-	ctx, stop := context.WithDeadline(j.ctx, j.in.Deadline)
-	defer stop()
-	resp, err := s.handle(ctx, j.in)
+	defer j.cancel()
+	resp, err := s.handle(j.ctx, j.in)
 	s.inbox.remove(j.in.ID)
 	if err == nil && resp == nil {
 		err = wire.Internal

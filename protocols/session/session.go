@@ -58,6 +58,7 @@ type Session struct {
 	contract  signal.Contract
 	protocols []signal.AppProtocol
 	opened    time.Time
+	names     Names
 
 	owner      *Endpoint
 	send, recv *sealer
@@ -72,6 +73,15 @@ type Session struct {
 	state   State
 	reason  wire.Code // why it was terminated
 	history []Event
+}
+
+// Names are the texts by which a session and its peer are spoken of, made once:
+// they are on the path of every request.
+type Names struct {
+	Session string // the id, as 32 hex digits
+	Agent   string // the peer's agent id
+	Address string // the peer's address
+	Suite   string
 }
 
 // counters are what a session has seen; read by Info and the sweeper.
@@ -106,9 +116,10 @@ func newSession(owner *Endpoint, e *signal.Established, c Conduit, now time.Time
 	}
 	s := &Session{
 		id: e.ID, peer: e.Peer, initiator: e.Initiator, suite: e.Suite, contract: e.Contract, protocols: e.Protocols,
+		names:  Names{e.ID.String(), string(e.Peer.Agent), e.Peer.Address.String(), e.Suite.String()},
 		opened: now, owner: owner, send: mine, recv: theirs, done: make(chan struct{}),
 		calls:   calls{waiting: make(map[uint64]chan result), limit: e.Contract.MaxPending},
-		inbox:   inbox{working: make(map[uint64]context.CancelCauseFunc), limit: e.Contract.MaxPending},
+		inbox:   inbox{working: make(map[uint64]context.CancelFunc), limit: e.Contract.MaxPending},
 		channel: newChannel(c, now),
 	}
 	s.counters.heard.Store(now.UnixNano())
@@ -122,8 +133,8 @@ func (s *Session) ID() signal.ID { return s.id }
 // Peer returns the certificate of the agent at the other end.
 func (s *Session) Peer() *identity.Certificate { return s.peer }
 
-// Suite returns the cipher suite in use.
-func (s *Session) Suite() signal.Suite { return s.suite }
+// Names returns the session's and its peer's names.
+func (s *Session) Names() Names { return s.names }
 
 // Path returns how the session's channel reaches the peer.
 func (s *Session) Path() Path { return s.channel.path }
@@ -192,11 +203,15 @@ func (s *Session) write(t frameType, buf []byte) error {
 	}
 	s.counters.sent.Add(1)
 	s.owner.stats.sent(s.channel.path.Kind, len(frame))
-	if err := s.channel.write(frame); err != nil {
+	if err := s.channel.write(frame, s.crowded()); err != nil {
 		return wire.Errorf(wire.SessionClosed, "write to %s: %w", s.peer.Agent, err)
 	}
 	return nil
 }
+
+// crowded reports whether several requests are under way, so that frames come in
+// company.
+func (s *Session) crowded() bool { return s.calls.len()+s.inbox.len() > 1 }
 
 func (s *Session) seal(t frameType, buf []byte) []byte {
 	seq := s.sequence.Add(1)
@@ -225,7 +240,7 @@ func (s *Session) Close(ctx context.Context) error {
 	}
 	closed := wire.Errorf(wire.SessionClosed, "session %s is closing", s.id)
 	s.calls.refuse(closed, false)
-	s.inbox.refuse(closed, false)
+	s.inbox.refuse(false)
 	s.drain(ctx)
 	s.end(Closed, 0, true)
 	return nil
@@ -260,7 +275,7 @@ func (s *Session) end(to State, reason wire.Code, tell bool) {
 		err = wire.Errorf(wire.SessionClosed, "session %s with %s was terminated: %w", s.id, s.peer.Agent, reason)
 	}
 	s.calls.refuse(err, true)
-	s.inbox.refuse(wire.SessionClosed, true)
+	s.inbox.refuse(true)
 	if tell {
 		b, merr := proto.Marshal(&sessionpb.Close{Code: uint32(reason)})
 		if merr == nil {

@@ -166,6 +166,9 @@ func TestOfferAttacks(t *testing.T) {
 	_, offer := a.offer(t, b)
 	_, toE := a.offer(t, e)
 	drop := func(o *signalpb.Offer) { o.Suites = o.Suites[2:] }
+	liar := protocoltest.Liar(t, a.agent, now)
+	l := &party{agent: liar, Local: signal.Local{Certificate: liar.Certificate, Key: liar.Host}, terms: a.terms}
+	_, lie := l.offer(t, b)
 	for _, tc := range []struct {
 		name  string
 		offer []byte
@@ -183,6 +186,7 @@ func TestOfferAttacks(t *testing.T) {
 			s.Signature = a.signature(t, "openmesh-signal-answer-v1:", nil, s.Payload)
 			return marshal(t, &s)
 		}(), wire.Unauthenticated},
+		{"copied address: the nonce of another agent", lie, wire.Unauthenticated},
 		{"old", a.resignOffer(t, offer, func(o *signalpb.Offer) { o.Time -= (identity.ClockSkew + time.Second).Milliseconds() }), wire.Replayed},
 		{"from the future", a.resignOffer(t, offer, func(o *signalpb.Offer) { o.Time += (identity.ClockSkew + time.Second).Milliseconds() }), wire.Replayed},
 		{"time at the edge of int64", a.resignOffer(t, offer, func(o *signalpb.Offer) { o.Time = -1 << 63 }), wire.Replayed},

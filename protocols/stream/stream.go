@@ -139,17 +139,21 @@ func call(ctx context.Context, d Dialer, p peer.ID, id protocol.ID, req []byte, 
 	}
 	defer st.Close()
 	defer bind(ctx, st)()
-	if _, err := st.Write(wire.AppendFrame(nil, req)); err != nil {
-		return nil, err
-	}
-	if err := st.CloseWrite(); err != nil {
-		return nil, err
+	// A server may answer or refuse, and close, before it has read all of this:
+	// what it sent tells more than that it stopped reading.
+	_, sent := st.Write(wire.AppendFrame(nil, req))
+	if sent == nil {
+		sent = st.CloseWrite()
 	}
 	resp, err := wire.ReadFrame(bufio.NewReader(st), limit)
-	if err != nil {
-		st.Reset()
+	if err == nil {
+		return resp, nil
 	}
-	return resp, err
+	st.Reset()
+	if code := new(wire.Code); errors.As(RemoteError(err), code) {
+		return nil, *code
+	}
+	return nil, errors.Join(sent, err)
 }
 
 // bind resets st when ctx ends, which unblocks any Read or Write on it. The
