@@ -1,0 +1,81 @@
+package config
+
+import (
+	"time"
+
+	"openmesh/node/config/form"
+)
+
+func (c *Config) policyKeys() []Key {
+	const none = "no manifest is in force"
+	p := &c.Policy
+	return []Key{
+		key("policy.manifests", &p.Manifests, form.List(form.Path(), 0), "", "Files with domain manifests; a relative name is under the home.").unbuilt("", none),
+		key("policy.circles", &p.Circles, form.Circles(), "", "Named sets of agents that may see and call what is visible to a circle only."),
+		key("policy.max_manifest_bytes", &p.MaxManifestBytes, form.Size(form.KiB, 16*form.MiB), "256KiB", "Of a manifest.").unbuilt("", none),
+		key("policy.max_rule_cost", &p.MaxRuleCost, form.Integer(100, 10000000), "10000", "CEL cost units of one evaluation of a rule.").unbuilt("", none),
+	}
+}
+
+func (c *Config) relayKeys() []Key {
+	r := &c.Relay
+	return []Key{
+		key("relay.max_reservations", &r.MaxReservations, form.Integer(0, 65536), "1024", "Peers that hold a slot."),
+		key("relay.max_circuits_per_peer", &r.MaxCircuitsPerPeer, form.Integer(0, 65536), "16", "Open circuits of one peer."),
+		key("relay.max_circuits", &r.MaxCircuits, form.Integer(0, 65536), "1024", "Open circuits of all peers."),
+		key("relay.max_hops", &r.MaxHops, form.Integer(1, 4), "4", "Relays on a forwarded path.").
+			unbuilt("", "a path has at most one relay"),
+	}
+}
+
+func (c *Config) mailboxKeys() []Key {
+	const none = "messages for agents that are offline are not kept"
+	m := &c.Mailbox
+	return []Key{
+		key("mailbox.max_messages", &m.MaxMessages, form.Integer(0, 1000000), "1000", "Messages kept.").unbuilt("", none),
+		key("mailbox.max_bytes", &m.MaxBytes, form.Size(0, form.GiB), "64MiB", "Size of the messages kept.").unbuilt("", none),
+		key("mailbox.ttl", &m.TTL, form.Duration(time.Minute, 7*form.Day), "7d", "How long a message is kept.").unbuilt("", none),
+	}
+}
+
+func (c *Config) marketKeys() []Key {
+	const none = "there is no market"
+	m := &c.Market
+	return []Key{
+		key("market.schemas", &m.Schemas, form.Path(), "", "Folder with further JSON Schemas; a relative name is under the home.").unbuilt("", none),
+		key("market.proposal_ttl", &m.ProposalTTL, form.Duration(time.Minute, 30*form.Day), "24h", "How long a proposal of this agent stands.").unbuilt("", none),
+	}
+}
+
+func (c *Config) sessionKeys() []Key {
+	s := &c.Session
+	r := &s.Retry
+	return []Key{
+		key("session.qos", &s.QoS, form.OneOf("at-most-once", "at-least-once", "exactly-once"), "at-most-once", "Delivery guarantee.").
+			unbuilt("at-most-once", "delivery is at-most-once"),
+		key("session.ordered", &s.Ordered, form.Bool(), "false", "Hand messages over in the order sent."),
+		key("session.ttl", &s.TTL, form.Duration(time.Second, 30*form.Day), "24h", "How long a session may last, and a message be retried."),
+		key("session.ack_timeout", &s.AckTimeout, form.Duration(100*time.Millisecond, 10*time.Minute), "10s", "Until a message without acknowledgement is sent again."),
+		key("session.rekey_interval", &s.RekeyInterval, form.Duration(time.Second, 24*time.Hour), "5m", "Between fresh session keys."),
+		key("session.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, 64*form.MiB), "4MiB", "Of one message; larger ones go as a stream."),
+		key("session.max_pending", &s.MaxPending, form.Integer(1, 65536), "1024", "Requests without an answer yet."),
+		key("session.idle_timeout", &s.IdleTimeout, form.Duration(time.Second, 7*form.Day), "10m", "A session without messages is closed after this."),
+		key("session.persistent", &s.Persistent, form.Bool(), "false", "Let sessions survive a restart.").
+			unbuilt("false", "sessions end with the daemon"),
+		key("session.default_timeout", &s.DefaultTimeout, form.Duration(time.Second, 24*time.Hour), "2m", "Deadline of a request that names none."),
+		key("session.retry.max", &r.Max, form.Integer(0, 100), "5", "Retries after the first attempt."),
+		key("session.retry.initial", &r.Initial, form.Duration(10*time.Millisecond, time.Minute), "200ms", "Wait before the first retry."),
+		key("session.retry.multiplier", &r.Multiplier, form.Number(1, 10), "2", "How much longer each wait is."),
+		key("session.retry.max_interval", &r.MaxInterval, form.Duration(10*time.Millisecond, time.Hour), "30s", "The longest wait."),
+		key("session.retry.jitter", &r.Jitter, form.Number(0, 1), "0.2", "Random part of a wait, up or down."),
+	}
+}
+
+func (c *Config) signalKeys() []Key {
+	s := &c.Signal
+	return []Key{
+		key("signal.rate_per_peer", &s.RatePerPeer, form.Integer(1, 10000), "20", "Offers per second from one peer."),
+		key("signal.rate_total", &s.RateTotal, form.Integer(1, 100000), "200", "Offers per second from all peers."),
+		key("signal.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, form.MiB), "64KiB", "Of a signaling message."),
+	}
+}

@@ -1,0 +1,160 @@
+package handlers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"openmesh/node/handlers/capability"
+	"openmesh/protocols/wire"
+)
+
+// termGrace is how long a process group has between SIGTERM and SIGKILL.
+const termGrace = 2 * time.Second
+
+// execHandler runs a command for each request, in a process group of its own.
+type execHandler struct {
+	command     []string
+	dir         string
+	env         []string
+	slots       chan struct{} // one for each process that may run
+	grace       time.Duration
+	maxResponse int
+	log         *zap.Logger
+}
+
+func (r *Registry) newExec(e *capability.Exec) (*execHandler, error) {
+	env, err := environment(e.Env, r.cfg.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	return &execHandler{
+		command: e.Command, dir: e.Dir, env: env, grace: termGrace, log: r.cfg.Log,
+		slots: make(chan struct{}, r.cfg.MaxProcesses), maxResponse: r.cfg.MaxResponse,
+	}, nil
+}
+
+// environment inherits little: the daemon's own may hold secrets.
+func environment(own map[string]string, getenv func(string) (string, bool)) ([]string, error) {
+	var env []string
+	for _, name := range []string{"PATH", "HOME", "LANG", "TZ"} {
+		if v, ok := getenv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	for name, value := range own {
+		v, err := capability.Expand(value, getenv)
+		if err != nil {
+			return nil, fmt.Errorf("env %s: %w", name, err)
+		}
+		env = append(env, name+"="+v)
+	}
+	return env, nil
+}
+
+var errOutput = errors.New("too much output")
+
+// Handle runs the command. If it cannot be started, the error has the code
+// [wire.HandlerUnavailable]; if it starts and does not exit with 0,
+// [wire.HandlerFailed].
+func (h *execHandler) Handle(ctx context.Context, req *Request) (*Response, error) {
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	case <-ctx.Done():
+		return nil, ended(ctx, "wait for a free process")
+	}
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	out := &head{limit: h.maxResponse, full: func() { stop(errOutput) }}
+	said := &tail{limit: 4 << 10}
+	cmd := h.cmd(running, req)
+	cmd.Stdout, cmd.Stderr = out, said
+	err := h.run(running, cmd)
+	if len(said.b) > 0 {
+		h.log.Debug("handler wrote to standard error", zap.String("capability", req.Capability), zap.ByteString("end", said.b))
+	}
+	switch {
+	case errors.Is(context.Cause(running), errOutput):
+		return nil, tooLong(h.maxResponse)
+	case err != nil && ctx.Err() != nil:
+		return nil, ended(ctx, "run the handler")
+	case err != nil:
+		return nil, err
+	}
+	return &Response{Body: emptyIsNull(out.b)}, nil
+}
+
+func (h *execHandler) cmd(ctx context.Context, req *Request) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, h.command[0], h.command[1:]...)
+	cmd.Dir, cmd.Env = h.dir, h.env[:len(h.env):len(h.env)]
+	for _, f := range facts(ctx, req, "") {
+		cmd.Env = append(cmd.Env, f.env+"="+f.value)
+	}
+	cmd.Stdin = bytes.NewReader(req.Body)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return kill(cmd.Process, syscall.SIGTERM) }
+	cmd.WaitDelay = h.grace
+	return cmd
+}
+
+// kill signals the whole process group, of which p is the leader.
+func kill(p *os.Process, sig syscall.Signal) error {
+	if err := syscall.Kill(-p.Pid, sig); !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	return os.ErrProcessDone
+}
+
+// run starts cmd and waits for its end. Descendants that outlive the grace, or
+// that hold on to the output, are killed.
+func (h *execHandler) run(ctx context.Context, cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return wire.Errorf(wire.HandlerUnavailable, "start the handler: %w", err).WithHint("Is the command of the capability file there and executable?")
+	}
+	err := cmd.Wait()
+	if ctx.Err() != nil || errors.Is(err, exec.ErrWaitDelay) {
+		_ = kill(cmd.Process, syscall.SIGKILL) // fails if all have ended
+	}
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+		return wire.Errorf(wire.HandlerFailed, "run the handler: %w", err)
+	}
+	return nil
+}
+
+// head keeps the beginning of what is written, and reports when it is full.
+type head struct {
+	b     []byte
+	limit int
+	full  func()
+}
+
+func (w *head) Write(p []byte) (int, error) {
+	if len(p) > w.limit-len(w.b) {
+		w.full()
+		return 0, errOutput
+	}
+	w.b = append(w.b, p...)
+	return len(p), nil
+}
+
+// tail keeps the end of what is written.
+type tail struct {
+	b     []byte
+	limit int
+}
+
+func (w *tail) Write(p []byte) (int, error) {
+	w.b = append(w.b, p[max(0, len(p)-w.limit):]...)
+	if over := len(w.b) - w.limit; over > 0 {
+		w.b = append(w.b[:0], w.b[over:]...)
+	}
+	return len(p), nil
+}
