@@ -194,7 +194,7 @@ func (e *Endpoint) open(ctx context.Context, a identity.AgentID, p peer.ID) (*Se
 		e.channels.Add(-1)
 		return nil, err
 	}
-	go e.run(s, r)
+	go e.run(s, &reader{Reader: r})
 	return s, nil
 }
 
@@ -237,22 +237,17 @@ func (e *Endpoint) serve(st network.Stream) {
 		st.ResetWithError(network.StreamErrorCode(wire.ResourceExhausted))
 		return
 	}
-	if err := e.reserveChannel(); err != nil {
-		st.ResetWithError(network.StreamErrorCode(wire.ResourceExhausted))
-		return
-	}
 	s, r, err := e.accept(st)
 	if err == nil {
-		err = e.begin(s)
+		err = e.join(s)
 	}
 	e.setup(false, time.Since(start), err)
 	if err != nil {
-		e.channels.Add(-1)
 		st.ResetWithError(network.StreamErrorCode(errorCode(err)))
 		e.cfg.Log.Debug("channel refused", zap.Stringer("peer", st.Conn().RemotePeer()), zap.Error(err))
 		return
 	}
-	e.run(s, r)
+	e.run(s, &reader{Reader: r})
 }
 
 // accept reads the Attach of a new channel and makes its session.
@@ -283,6 +278,20 @@ func (e *Endpoint) accept(st network.Stream) (*Session, *bufio.Reader, error) {
 	return s, r, err
 }
 
+// join begins a session that the other side opened. Only now does it count as a
+// channel: streams of who has proved nothing take no room of those who have, and
+// are bounded by the resource manager and the handshake's timeout.
+func (e *Endpoint) join(s *Session) error {
+	err := e.reserveChannel()
+	if err != nil {
+		return err
+	}
+	if err = e.begin(s); err != nil {
+		e.channels.Add(-1)
+	}
+	return err
+}
+
 // begin registers a new session and makes it active. The caller runs it.
 func (e *Endpoint) begin(s *Session) error {
 	e.mu.Lock()
@@ -300,11 +309,12 @@ func (e *Endpoint) begin(s *Session) error {
 	return nil
 }
 
-// run receives until the session's channel ends.
-func (e *Endpoint) run(s *Session, r *bufio.Reader) {
-	defer e.group.Done()
-	defer e.channels.Add(-1)
-	s.receive(r)
+// run receives until the session's channel ends, or another goroutine goes on.
+func (e *Endpoint) run(s *Session, r *reader) {
+	if s.receive(r) {
+		e.channels.Add(-1)
+		e.group.Done()
+	}
 }
 
 func (e *Endpoint) reserveChannel() error {

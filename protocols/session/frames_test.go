@@ -38,9 +38,9 @@ func (t *tape) Path() Path               { return Path{Kind: "direct"} }
 // side is one end of a session whose frames a test carries by hand.
 type side struct {
 	*Session
-	out  *tape
-	got  [][]byte // data received
-	seen replayFilter
+	out *tape
+	got [][]byte // data received
+	in  reader
 }
 
 func newSides(t testing.TB, secret byte) (initiator, responder *side) {
@@ -88,9 +88,15 @@ func (sd *side) frames(t testing.TB) [][]byte {
 	}
 }
 
+// read makes the side read one frame from in.
+func (sd *side) read(in []byte) error {
+	sd.in.Reader = bufio.NewReader(bytes.NewReader(in))
+	return sd.receiveFrame(&sd.in)
+}
+
 // feed makes the side receive one frame.
 func (sd *side) feed(frame []byte) error {
-	return sd.receiveFrame(bufio.NewReader(bytes.NewReader(wire.AppendFrame(nil, frame))), &sd.seen)
+	return sd.read(wire.AppendFrame(nil, frame))
 }
 
 func (sd *side) send(t testing.TB, messages ...string) [][]byte {
@@ -169,7 +175,7 @@ func TestFrameLengthIsBounded(t *testing.T) {
 		{[]byte{0x80, 0x00}, wire.Malformed},
 		{[]byte{100, 1, 2, 3}, io.ErrUnexpectedEOF},
 	} {
-		if err := b.receiveFrame(bufio.NewReader(bytes.NewReader(tc.in)), &b.seen); !errors.Is(err, tc.want) {
+		if err := b.read(tc.in); !errors.Is(err, tc.want) {
 			t.Errorf("%x: %v, want %v", tc.in, err, tc.want)
 		}
 	}
@@ -284,8 +290,8 @@ func FuzzReceive(f *testing.F) {
 	f.Add(a.out.Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		_, b := newSides(t, 3)
-		r := bufio.NewReader(bytes.NewReader(in))
-		for b.receiveFrame(r, &b.seen) == nil {
+		b.in.Reader = bufio.NewReader(bytes.NewReader(in))
+		for b.receiveFrame(&b.in) == nil {
 		}
 		if len(b.got) != 0 {
 			t.Errorf("data %q out of bytes that no key sealed", b.got)

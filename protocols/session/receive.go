@@ -25,18 +25,47 @@ const maxRejected = 16
 // is read.
 const largeFrame = 64 << 10
 
-// receive reads frames until the channel or the session ends.
-func (s *Session) receive(r *bufio.Reader) {
-	var seen replayFilter
+// reader is what reading a channel needs. One goroutine owns it at a time.
+type reader struct {
+	*bufio.Reader
+	seen replayFilter
+	next job // the request just received, if any; for the owner to start
+}
+
+// receive reads frames until the channel ends, or until another goroutine has
+// taken the reader over: then it reports false.
+func (s *Session) receive(r *reader) bool {
 	for {
-		err := s.receiveFrame(r, &seen)
-		if err == nil {
+		err := s.receiveFrame(r)
+		if err != nil {
+			s.log("channel ended", zap.Error(err))
+			s.end(Terminated, lostReason(err), false)
+			return true
+		}
+		j := r.next
+		if j.in == nil {
 			continue
 		}
-		s.log("channel ended", zap.Error(err))
-		s.end(Terminated, lostReason(err), false)
-		return
+		r.next = job{}
+		if r.Buffered() > 0 || s.inbox.len() > 1 || !s.quick.Load() {
+			s.owner.workers.do(j)
+		} else if !s.inline(j, r) {
+			return false
+		}
 	}
+}
+
+// patience is how long a request may hold up its channel's reader. It is the
+// price, at most, of what is saved by not waking another goroutine for requests
+// that are answered at once.
+const patience = 200 * time.Microsecond
+
+// inline runs a request on the goroutine that read it. If it takes longer than
+// patience, another goroutine takes the reader over, and inline reports false.
+func (s *Session) inline(j job, r *reader) bool {
+	takeover := time.AfterFunc(patience, func() { s.owner.run(s, r) })
+	j.run()
+	return takeover.Stop()
 }
 
 // lostReason says why a channel that ended with err ended its session.
@@ -48,8 +77,8 @@ func lostReason(err error) wire.Code {
 	return wire.Unreachable
 }
 
-func (s *Session) receiveFrame(r *bufio.Reader, seen *replayFilter) error {
-	n, err := wire.ReadLength(r, s.contract.MaxMessageBytes+maxMeta+overhead)
+func (s *Session) receiveFrame(r *reader) error {
+	n, err := wire.ReadLength(r.Reader, s.contract.MaxMessageBytes+maxMeta+overhead)
 	if err != nil {
 		return readError(err)
 	}
@@ -65,7 +94,7 @@ func (s *Session) receiveFrame(r *bufio.Reader, seen *replayFilter) error {
 		return err
 	}
 	s.owner.stats.received(s.channel.path.Kind, n)
-	h, plain, err := s.open(frame, seen)
+	h, plain, err := s.open(frame, &r.seen)
 	if err != nil {
 		if s.counters.rejected.Add(1) > maxRejected {
 			return err
@@ -78,7 +107,7 @@ func (s *Session) receiveFrame(r *bufio.Reader, seen *replayFilter) error {
 	if h.typ != typePing && h.typ != typePong {
 		s.counters.used.Store(now.UnixNano())
 	}
-	return s.dispatch(h, plain, now)
+	return s.dispatch(r, h, plain, now)
 }
 
 func readError(err error) error {
@@ -114,14 +143,14 @@ func (s *Session) open(frame []byte, seen *replayFilter) (header, []byte, error)
 
 // dispatch acts on an authenticated frame. Its error ends the session: the peer
 // broke the protocol, or closed.
-func (s *Session) dispatch(h header, plain []byte, now time.Time) error {
+func (s *Session) dispatch(r *reader, h header, plain []byte, now time.Time) error {
 	switch h.typ {
 	case typeRequest:
 		m := new(sessionpb.Request)
 		if err := unmarshal(plain, m); err != nil {
 			return err
 		}
-		s.take(m)
+		r.next = s.take(m)
 	case typeResponse:
 		m := new(sessionpb.Response)
 		if err := unmarshal(plain, m); err != nil {

@@ -116,11 +116,11 @@ type job struct {
 	in     *Inbound
 	ctx    context.Context
 	cancel context.CancelFunc
+	taken  time.Time
 }
 
-// take accepts a request of the other side and hands it to a worker, or refuses
-// it.
-func (s *Session) take(m *sessionpb.Request) {
+// take accepts a request of the other side, or refuses it: then the job is zero.
+func (s *Session) take(m *sessionpb.Request) job {
 	in := &Inbound{
 		Session: s, ID: m.Id,
 		Request: Request{
@@ -138,9 +138,9 @@ func (s *Session) take(m *sessionpb.Request) {
 		cancel()
 		s.owner.stats.refused.Add(1)
 		s.refuse(m.Id, err)
-		return
+		return job{}
 	}
-	s.owner.workers.do(job{in, ctx, cancel})
+	return job{in, ctx, cancel, time.Now()}
 }
 
 // run answers one request.
@@ -148,6 +148,7 @@ func (j job) run() {
 	s := j.in.Session
 	defer j.cancel()
 	resp, err := s.handle(j.ctx, j.in)
+	s.quick.Store(time.Since(j.taken) < patience)
 	s.inbox.remove(j.in.ID)
 	if err == nil && resp == nil {
 		err = wire.Internal

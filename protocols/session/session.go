@@ -67,6 +67,7 @@ type Session struct {
 	calls      calls
 	inbox      inbox
 	counters   counters
+	quick      atomic.Bool   // the last request was answered at once
 	done       chan struct{} // closed when the session is done
 
 	mu      sync.Mutex

@@ -1,0 +1,163 @@
+package node_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"openmesh/node"
+	openmeshv1 "openmesh/node/api/openmesh/v1"
+	"openmesh/node/config"
+	"openmesh/node/handlers"
+	"openmesh/node/handlers/capability"
+	"openmesh/node/keys"
+	"openmesh/protocols/identity"
+	"openmesh/protocols/protocoltest"
+	"openmesh/protocols/session"
+	"openmesh/protocols/signal"
+)
+
+const lab = identity.FirstPrivateRealm
+
+// running is a real node on loopback, with what it logs from info level on.
+type running struct {
+	*node.Node
+	logs *observer.ObservedLogs
+	keys *keys.Keys
+}
+
+// start runs a node until the test ends: a backbone, unless bootstrap nodes are
+// given.
+func start(t *testing.T, bootstrap ...*running) *running {
+	t.Helper()
+	home := t.TempDir()
+	flags := map[string]string{
+		"node.realm":                 "64512",
+		"node.roles":                 "backbone",
+		"networking.listen":          "/ip4/127.0.0.1/tcp/0",
+		"api.listen":                 "unix:api.sock",
+		"observability.metrics_port": "0",
+	}
+	if len(bootstrap) > 0 {
+		flags["node.roles"] = "agent"
+		flags["networking.bootstrap"] = bootstrap[0].Info().Addrs[0]
+	}
+	cfg, err := config.Load(home, nil, flags)
+	check(t, err)
+	k, err := keys.Init(t.Context(), home, keys.InitOptions{Realm: lab, Passphrase: []byte("a passphrase"), Now: time.Now()})
+	check(t, err)
+	core, logs := observer.New(zapcore.InfoLevel)
+	r := &running{logs: logs, keys: k}
+	r.Node, err = node.New(node.Config{Home: home, Config: cfg, Keys: k, Log: zap.New(core), Version: "test"})
+	check(t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		check(t, <-ended)
+	})
+	select {
+	case <-r.Ready():
+	case err := <-ended:
+		t.Fatalf("node ended: %v; it logged %v", err, logs.All())
+	}
+	return r
+}
+
+// offerEcho adds a capability that answers what it is asked.
+func (r *running) offerEcho(t *testing.T) {
+	t.Helper()
+	echo := handlers.HandlerFunc(func(_ context.Context, req *handlers.Request) (*handlers.Response, error) {
+		return &handlers.Response{Body: req.Body, Encoding: req.Encoding}, nil
+	})
+	check(t, r.Registry().AddHandler(&capability.Capability{Name: "test/echo", Version: "1.0.0"}, echo))
+}
+
+// call asks agent to for its echo.
+func (r *running) call(ctx context.Context, to *running) error {
+	_, err := r.Call(ctx, &openmeshv1.CallRequest{
+		Target: string(to.keys.Agent), Capability: "test/echo", TimeoutMs: 20_000,
+		Body: &openmeshv1.CallRequest_Json{Json: `{"n":1}`},
+	})
+	return err
+}
+
+// info is where r is.
+func (r *running) info(t *testing.T) peer.AddrInfo {
+	t.Helper()
+	var addrs []ma.Multiaddr
+	for _, s := range r.Info().Addrs {
+		a, err := ma.NewMultiaddr(s)
+		check(t, err)
+		addrs = append(addrs, a)
+	}
+	infos, err := peer.AddrInfosFromP2pAddrs(addrs...)
+	check(t, err)
+	return infos[0]
+}
+
+// rawHost is a libp2p host without any of our limits.
+func rawHost(t *testing.T, listen string, key crypto.PrivKey) host.Host {
+	t.Helper()
+	h, err := libp2p.New(libp2p.Identity(key), libp2p.ListenAddrStrings(listen), libp2p.DisableRelay(),
+		libp2p.ResourceManager(&network.NullResourceManager{}), libp2p.DisableMetrics())
+	check(t, err)
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+// stranger is an agent with a raw host, connected to a node.
+type stranger struct {
+	*protocoltest.Agent
+	host host.Host
+}
+
+func newStranger(t *testing.T, listen string, to *running) *stranger {
+	t.Helper()
+	a := protocoltest.NewAgent(t, lab, time.Now())
+	s := &stranger{a, rawHost(t, listen, a.Host)}
+	check(t, s.host.Connect(t.Context(), to.info(t)))
+	return s
+}
+
+func (s *stranger) signaling() signal.Config {
+	return signal.Config{
+		Local:    func() signal.Local { return signal.Local{Certificate: s.Certificate, Key: s.Host} },
+		Verifier: identity.NewVerifier(lab, time.Now),
+		Terms:    terms,
+		Timeout:  20 * time.Second,
+		Log:      zap.NewNop(),
+	}
+}
+
+func terms() signal.Terms {
+	return signal.Terms{Suites: signal.Suites(), Contract: signal.DefaultContract()}
+}
+
+// endpoint makes the stranger an honest one, until the test ends.
+func (s *stranger) endpoint(t *testing.T) *session.Endpoint {
+	e := session.New(session.Config{Host: s.host, Signal: s.signaling(), Log: zap.NewNop()})
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); e.Run(ctx) }()
+	t.Cleanup(func() { stop(); <-ended })
+	return e
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
