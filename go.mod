@@ -3,32 +3,47 @@ module openmesh
 go 1.26.0
 
 require (
-	connectrpc.com/connect v1.21.1
-	github.com/Masterminds/semver/v3 v3.5.0
-	github.com/bufbuild/protocompile v0.14.1
-	github.com/cenkalti/backoff/v5 v5.0.3
-	github.com/goccy/go-yaml v1.19.2
-	github.com/google/go-cmp v0.7.0
-	github.com/libp2p/go-libp2p v0.51.0
-	github.com/libp2p/go-libp2p-kad-dht v0.42.2
-	github.com/marcopolo/simnet v0.0.7
-	github.com/prometheus/client_golang v1.25.0
-	github.com/rogpeppe/go-internal v1.16.0
-	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
-	github.com/spf13/cobra v1.10.2
-	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc v1.47.0
-	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp v1.47.0
-	go.opentelemetry.io/otel/sdk v1.47.0
-	go.uber.org/goleak v1.3.0
-	go.uber.org/zap v1.28.0
-	go.uber.org/zap/exp v0.3.0
-	golang.org/x/crypto v0.58.0
-	golang.org/x/sync v0.24.0
-	golang.org/x/term v0.47.0
-	golang.org/x/time v0.16.0
-	google.golang.org/grpc v1.85.0
-	google.golang.org/protobuf v1.36.12
-	pgregory.net/rapid v1.3.0
+	connectrpc.com/connect v1.21.1 // local API: gRPC, gRPC-Web and JSON on one port
+	github.com/Masterminds/semver/v3 v3.5.0 // version ranges of capabilities
+	github.com/bufbuild/protocompile v0.14.1 // compiles .proto files named by capability files
+	github.com/cenkalti/backoff/v5 v5.0.3 // retries with exponential backoff and jitter
+	github.com/goccy/go-yaml v1.19.2 // YAML with positions, for errors with line and column
+	github.com/google/go-cmp v0.7.0 // tests: readable differences
+	github.com/ipfs/go-cid v0.6.2 // keys of the directory
+	github.com/ipfs/go-datastore v0.9.2 // storage interface of kad-dht
+	github.com/libp2p/go-buffer-pool v0.1.0 // buffers of frames
+	github.com/libp2p/go-libp2p v0.51.0 // the substrate: transports, security, relays, hole punching
+	github.com/libp2p/go-libp2p-kad-dht v0.42.2 // the directory's DHT; behind an interface of ours
+	github.com/libp2p/go-libp2p-kbucket v0.9.0 // distance of keys, as kad-dht measures it
+	github.com/libp2p/go-libp2p-record v0.3.1 // validator interface of kad-dht
+	github.com/marcopolo/simnet v0.0.7 // tests: simulated network in virtual time
+	github.com/multiformats/go-base32 v0.1.0 // keys in kad-dht's datastore
+	github.com/multiformats/go-multiaddr v0.16.1 // addresses of hosts
+	github.com/multiformats/go-multibase v0.3.0 // agent ids (did:key)
+	github.com/multiformats/go-multihash v0.2.3 // keys of the directory
+	github.com/prometheus/client_golang v1.25.0 // metrics
+	github.com/rogpeppe/go-internal v1.16.0 // lock of the home; tests: scripts of commands
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3 // JSON Schema 2020-12
+	github.com/spf13/cobra v1.10.2 // command line
+	github.com/spf13/pflag v1.0.9 // flags, as cobra has them
+	go.opentelemetry.io/otel v1.47.0 // traces
+	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc v1.47.0 // traces by OTLP over gRPC
+	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp v1.47.0 // traces by OTLP over HTTP
+	go.opentelemetry.io/otel/sdk v1.47.0 // traces
+	go.opentelemetry.io/otel/trace v1.47.0 // traces
+	go.opentelemetry.io/proto/otlp v1.11.0 // tests: a receiver of traces
+	go.uber.org/goleak v1.3.0 // tests: goroutines that should have ended
+	go.uber.org/zap v1.28.0 // logs
+	go.uber.org/zap/exp v0.3.0 // libp2p's slog output into zap
+	golang.org/x/crypto v0.58.0 // Argon2id and ChaCha20-Poly1305, which the standard library does not export
+	golang.org/x/net v0.60.0 // field names of HTTP headers
+	golang.org/x/sync v0.24.0 // errgroup, singleflight
+	golang.org/x/term v0.47.0 // passphrases without echo; is it a terminal?
+	golang.org/x/text v0.43.0 // messages of the JSON Schema library
+	golang.org/x/time v0.16.0 // rate limits
+	google.golang.org/grpc v1.85.0 // what bench compares with
+	google.golang.org/protobuf v1.36.12 // messages
+	pgregory.net/rapid v1.3.0 // tests: properties
 )
 
 require (
@@ -52,8 +67,6 @@ require (
 	github.com/huin/goupnp v1.3.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/ipfs/boxo v0.41.0 // indirect
-	github.com/ipfs/go-cid v0.6.2 // indirect
-	github.com/ipfs/go-datastore v0.9.2 // indirect
 	github.com/ipfs/go-log/v2 v2.9.2 // indirect
 	github.com/ipld/go-ipld-prime v0.24.0 // indirect
 	github.com/jackpal/go-nat-pmp v1.0.2 // indirect
@@ -61,12 +74,9 @@ require (
 	github.com/klauspost/cpuid/v2 v2.4.0 // indirect
 	github.com/koron/go-ssdp v0.9.1 // indirect
 	github.com/kylelemons/godebug v1.1.0 // indirect
-	github.com/libp2p/go-buffer-pool v0.1.0 // indirect
 	github.com/libp2p/go-cidranger v1.1.0 // indirect
 	github.com/libp2p/go-flow-metrics v0.3.0 // indirect
 	github.com/libp2p/go-libp2p-asn-util v0.4.1 // indirect
-	github.com/libp2p/go-libp2p-kbucket v0.9.0 // indirect
-	github.com/libp2p/go-libp2p-record v0.3.1 // indirect
 	github.com/libp2p/go-libp2p-routing-helpers v0.7.5 // indirect
 	github.com/libp2p/go-msgio v0.3.0 // indirect
 	github.com/libp2p/go-netroute v0.4.0 // indirect
@@ -78,14 +88,10 @@ require (
 	github.com/mikioh/tcpopt v0.0.0-20190314235656-172688c1accc // indirect
 	github.com/minio/sha256-simd v1.0.1 // indirect
 	github.com/mr-tron/base58 v1.3.0 // indirect
-	github.com/multiformats/go-base32 v0.1.0 // indirect
 	github.com/multiformats/go-base36 v0.2.0 // indirect
-	github.com/multiformats/go-multiaddr v0.16.1 // indirect
 	github.com/multiformats/go-multiaddr-dns v0.6.0 // indirect
 	github.com/multiformats/go-multiaddr-fmt v0.1.0 // indirect
-	github.com/multiformats/go-multibase v0.3.0 // indirect
 	github.com/multiformats/go-multicodec v0.10.0 // indirect
-	github.com/multiformats/go-multihash v0.2.3 // indirect
 	github.com/multiformats/go-multistream v0.6.1 // indirect
 	github.com/multiformats/go-varint v0.1.0 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
@@ -115,17 +121,13 @@ require (
 	github.com/quic-go/quic-go v0.64.1 // indirect
 	github.com/quic-go/webtransport-go v0.13.0 // indirect
 	github.com/spaolacci/murmur3 v1.1.0 // indirect
-	github.com/spf13/pflag v1.0.9 // indirect
 	github.com/stretchr/testify v1.12.1 // indirect
 	github.com/whyrusleeping/go-keyspace v0.0.0-20160322163242-5b898ac5add1 // indirect
 	github.com/wlynxg/anet v0.0.5 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
-	go.opentelemetry.io/otel v1.47.0 // indirect
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace v1.47.0 // indirect
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
-	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	go.opentelemetry.io/proto/otlp v1.11.0 // indirect
 	go.uber.org/dig v1.19.0 // indirect
 	go.uber.org/fx v1.24.0 // indirect
 	go.uber.org/mock v0.6.0 // indirect
@@ -133,10 +135,8 @@ require (
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/exp v0.0.0-20260718201538-764159d718ef // indirect
 	golang.org/x/mod v0.41.0 // indirect
-	golang.org/x/net v0.60.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/telemetry v0.0.0-20260924152758-ed294f943157 // indirect
-	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	gonum.org/v1/gonum v0.17.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260928230214-8a89bd6388cc // indirect
