@@ -56,6 +56,7 @@ func (o directoryObserver) Observe(kind string, took time.Duration, outcome stri
 func (n *Node) sessionConfig() session.Config {
 	s := n.settings
 	contract := signal.DefaultContract()
+	contract.Ordered = s.Session.Ordered // one channel keeps the order
 	contract.TTL, contract.AckTimeout = s.Session.TTL, s.Session.AckTimeout
 	contract.Keepalive, contract.RekeyInterval = s.Networking.KeepaliveInterval, s.Session.RekeyInterval
 	contract.MaxMessageBytes, contract.MaxPending = s.Session.MaxMessageBytes, s.Session.MaxPending

@@ -22,7 +22,8 @@ func (c *Config) relayKeys() []Key {
 	return []Key{
 		key("relay.max_reservations", &r.MaxReservations, form.Integer(0, 65536), "1024", "Peers that hold a slot."),
 		key("relay.max_circuits_per_peer", &r.MaxCircuitsPerPeer, form.Integer(0, 65536), "16", "Open circuits of one peer."),
-		key("relay.max_circuits", &r.MaxCircuits, form.Integer(0, 65536), "1024", "Open circuits of all peers."),
+		key("relay.max_circuits", &r.MaxCircuits, form.Integer(0, 65536), "1024", "Open circuits of all peers.").
+			unbuilt("1024", "only the circuits of one peer are bounded"),
 		key("relay.max_hops", &r.MaxHops, form.Integer(1, 4), "4", "Relays on a forwarded path.").
 			unbuilt("", "a path has at most one relay"),
 	}
@@ -54,10 +55,13 @@ func (c *Config) sessionKeys() []Key {
 		key("session.qos", &s.QoS, form.OneOf("at-most-once", "at-least-once", "exactly-once"), "at-most-once", "Delivery guarantee.").
 			unbuilt("at-most-once", "delivery is at-most-once"),
 		key("session.ordered", &s.Ordered, form.Bool(), "false", "Hand messages over in the order sent."),
-		key("session.ttl", &s.TTL, form.Duration(time.Second, 30*form.Day), "24h", "How long a session may last, and a message be retried."),
-		key("session.ack_timeout", &s.AckTimeout, form.Duration(100*time.Millisecond, 10*time.Minute), "10s", "Until a message without acknowledgement is sent again."),
-		key("session.rekey_interval", &s.RekeyInterval, form.Duration(time.Second, 24*time.Hour), "5m", "Between fresh session keys."),
-		key("session.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, 64*form.MiB), "4MiB", "Of one message; larger ones go as a stream."),
+		key("session.ttl", &s.TTL, form.Duration(time.Second, 30*form.Day), "24h", "How long a session may last, and a message be retried.").
+			unbuilt("24h", "messages are not stored, and a session lasts as long as its connection"),
+		key("session.ack_timeout", &s.AckTimeout, form.Duration(100*time.Millisecond, 10*time.Minute), "10s", "Until a message without acknowledgement is sent again.").
+			unbuilt("10s", "messages are not acknowledged"),
+		key("session.rekey_interval", &s.RekeyInterval, form.Duration(time.Second, 24*time.Hour), "5m", "Between fresh session keys.").
+			unbuilt("5m", "a session keeps the keys it began with"),
+		key("session.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, 8*form.MiB), "4MiB", "Of one message."),
 		key("session.max_pending", &s.MaxPending, form.Integer(1, 65536), "1024", "Requests without an answer yet."),
 		key("session.idle_timeout", &s.IdleTimeout, form.Duration(time.Second, 7*form.Day), "10m", "A session without messages is closed after this."),
 		key("session.persistent", &s.Persistent, form.Bool(), "false", "Let sessions survive a restart.").
@@ -76,6 +80,7 @@ func (c *Config) signalKeys() []Key {
 	return []Key{
 		key("signal.rate_per_peer", &s.RatePerPeer, form.Integer(1, 10000), "20", "Offers per second from one peer."),
 		key("signal.rate_total", &s.RateTotal, form.Integer(1, 100000), "200", "Offers per second from all peers."),
-		key("signal.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, form.MiB), "64KiB", "Of a signaling message."),
+		key("signal.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, form.MiB), "64KiB", "Of a signaling message.").
+			unbuilt("64KiB", "the limit is 64KiB"),
 	}
 }

@@ -138,7 +138,7 @@ func TestValues(t *testing.T) {
 	for key, tc := range map[string]struct{ good, bad []string }{
 		"identity.rotation_interval":       {[]string{"7d", "30d", "168h", "7d1h30m"}, []string{"6d", "30d1s", "14", "14 d", "d", "-7d", "99999999d", "7d-1h", "1e3h", ""}},
 		"networking.handshake_timeout":     {[]string{"100ms", "5m", "1.5s"}, []string{"99ms", "5m1s", "5", "0"}},
-		"session.max_message_bytes":        {[]string{"1024", "1024B", "64MiB"}, []string{"4MB", "4mib", "-4KiB", "MiB", "9999999999GiB", "65MiB", "1023", "4.5MiB", "4BiB", ""}},
+		"session.max_message_bytes":        {[]string{"1024", "1024B", "8MiB"}, []string{"4MB", "4mib", "-4KiB", "MiB", "9999999999GiB", "9MiB", "1023", "4.5MiB", "4BiB", ""}},
 		"node.realm":                       {[]string{"0", "65534"}, []string{"65535", "-1", "0x1", "1_0", "99999999999999999999", ""}},
 		"session.retry.multiplier":         {[]string{"1", "1.5", "10"}, []string{"0.99", ".inf", "inf", "NaN", "1e9", "x"}},
 		"node.id":                          {[]string{"", "a", "Agent-1", strings.Repeat("a", 63)}, []string{"-a", "a-", "a.b", "a b", strings.Repeat("a", 64), "a\n"}},

@@ -86,14 +86,16 @@ func (c *Config) discoveryKeys() []Key {
 		key("discovery.cache_ttl", &d.CacheTTL, form.Duration(30*time.Second, time.Minute), "45s", "How long answers of the directory are used again."),
 		key("discovery.consistency_model", &d.ConsistencyModel, form.OneOf("eventual"), "eventual", "What the directory promises."),
 		key("discovery.probe_interval", &d.ProbeInterval, form.Duration(time.Second, time.Hour), "30s", "Between measurements of a known provider."),
-		key("discovery.max_descriptor_bytes", &d.MaxDescriptorBytes, form.Size(form.KiB, form.MiB), "32KiB", "Of a descriptor, sent or received."),
+		key("discovery.max_descriptor_bytes", &d.MaxDescriptorBytes, form.Size(form.KiB, form.MiB), "32KiB", "Of a descriptor, sent or received.").
+			unbuilt("32KiB", "the limit is 32KiB"),
 	}
 }
 
 func (c *Config) capabilitiesKeys() []Key {
 	p := &c.Capabilities
 	return []Key{
-		key("capabilities.schema_version", &p.SchemaVersion, form.OneOf("v1", "v2"), "v2", "Of the capability descriptions that are published."),
+		key("capabilities.schema_version", &p.SchemaVersion, form.OneOf("v1", "v2"), "v2", "Of the capability descriptions that are published.").
+			unbuilt("v2", "descriptions have one form"),
 		key("capabilities.validation", &p.Validation, form.OneOf("strict", "lenient"), "strict", "Refuse what breaks a schema, or warn only."),
 		key("capabilities.group_assignment", &p.GroupAssignment, form.OneOf("dynamic"), "dynamic", "How agents come into groups.").
 			unbuilt("", "there are no groups"),
