@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -120,44 +121,49 @@ func unsupported(what string) error {
 	return wire.Errorf(wire.Unsupported, "call: %s is not supported by this version", what).WithHint("leave it out")
 }
 
+// callCandidates tries those whom the target names, and looks for them anew
+// between rounds: who could not be reached may be elsewhere by now.
 func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1.CallResponse, error) {
-	candidates, err := n.candidates(ctx, r)
-	if err != nil {
-		return nil, err
-	}
 	key := r.IdempotencyKey
 	if key == "" {
 		key = rand.Text()
 	}
 	var wait *backoff.ExponentialBackOff
-	attempts := max(len(candidates), n.settings.Session.Retry.Max+1)
 	var last error
-	for i := range attempts {
-		c := candidates[i%len(candidates)]
-		resp, err := n.callOne(ctx, c, r, key)
-		if err == nil {
-			resp.Attempts = uint32(i + 1)
-			return resp, nil
+	for attempt := 1; ; {
+		candidates, err := n.candidates(ctx, r)
+		if err != nil {
+			return nil, cmp.Or(last, err)
 		}
-		last = err
-		if !wire.CodeOf(err).Retry() || ctx.Err() != nil {
-			break
-		}
-		if i+1 < len(candidates) {
-			continue
+		for _, c := range candidates {
+			resp, err := n.callOne(ctx, c, r, key)
+			if err == nil {
+				resp.Attempts = uint32(attempt)
+				return resp, nil
+			}
+			last = err
+			if ctx.Err() != nil || !n.mayRetry(c, err) {
+				return nil, err
+			}
+			attempt++
 		}
 		if wait == nil {
 			wait = n.retryBackoff()
 		}
-		if sleep(ctx, wait.NextBackOff()) != nil {
-			break
-		}
-		// Who was not reached may have moved since it was found.
-		if found, err := n.candidates(ctx, r); err == nil {
-			candidates = found
+		if attempt > n.settings.Session.Retry.Max+1 || sleep(ctx, wait.NextBackOff()) != nil {
+			return nil, last
 		}
 	}
-	return nil, last
+}
+
+// mayRetry reports whether the request can go elsewhere, or to c again, after it
+// failed with err.
+func (n *Node) mayRetry(c candidate, err error) bool {
+	code := wire.CodeOf(err)
+	if code == wire.Unreachable {
+		n.directory.Doubt(c.agent, c.peer.ID)
+	}
+	return code.Retry()
 }
 
 func (n *Node) retryBackoff() *backoff.ExponentialBackOff {

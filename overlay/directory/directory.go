@@ -233,6 +233,9 @@ func (d *Directory) Run(ctx context.Context) error {
 		Key: d.cfg.Key, Certificate: d.cfg.Certificate, Body: d.self.body,
 		Member: d.cfg.Member, Verifier: d.cfg.Verifier, Log: d.cfg.Log,
 	}
+	notifee := &network.NotifyBundle{DisconnectedF: d.lost}
+	d.cfg.Host.Network().Notify(notifee)
+	defer d.cfg.Host.Network().StopNotify(notifee)
 	var wg sync.WaitGroup
 	wg.Go(func() { server.Run(ctx, d.cfg.Host) })
 	wg.Go(func() { d.book.Run(ctx, d.cfg.ExperienceFile, d.cfg.Log) })

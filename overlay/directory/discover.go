@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -16,6 +18,7 @@ import (
 	"openmesh/overlay/directory/query"
 	"openmesh/protocols/descriptor"
 	"openmesh/protocols/descriptor/descriptorpb"
+	"openmesh/protocols/identity"
 	"openmesh/protocols/wire"
 )
 
@@ -71,7 +74,8 @@ func outcome(r Result) string {
 // gathering is what a query has found so far.
 type gathering struct {
 	found  []fetched
-	cached bool // all of it was here
+	cached bool      // all of it was here
+	moved  []peer.ID // providers that did not answer where they were thought to be
 }
 
 // fetched is a descriptor and when it was fetched.
@@ -95,10 +99,31 @@ func (d *Directory) gather(ctx context.Context, f *query.Filter, g *gathering) e
 	}
 	g.cached = cached
 	d.collect(ctx, providers, g)
+	if cached && len(g.moved) > 0 && ctx.Err() == nil {
+		d.follow(ctx, names, g)
+	}
 	if ctx.Err() != nil {
 		return cache.Ended(ctx, "wait for providers")
 	}
 	return err
+}
+
+// follow asks the index anew for providers that the cache had in places where they
+// did not answer: they may have restarted elsewhere.
+func (d *Directory) follow(ctx context.Context, names []string, g *gathering) {
+	for _, p := range g.moved {
+		d.dead.Remove(p)
+		if d.cfg.Host.Network().Connectedness(p) != network.Connected {
+			d.cfg.Host.Peerstore().ClearAddrs(p)
+		}
+	}
+	for _, n := range names {
+		d.sets.Remove(descriptor.Key(n))
+	}
+	providers, _, _ := d.providersOf(ctx, names, true)
+	providers = slices.DeleteFunc(providers, func(pi peer.AddrInfo) bool { return !slices.Contains(g.moved, pi.ID) })
+	g.cached = false
+	d.collect(ctx, providers, g)
 }
 
 func newRetry() *backoff.ExponentialBackOff {
@@ -209,15 +234,21 @@ func (d *Directory) ask(ctx context.Context, key cid.Cid) ([]peer.AddrInfo, erro
 func (d *Directory) collect(ctx context.Context, providers []peer.AddrInfo, g *gathering) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	results := make(chan fetched, len(providers))
+	type result struct {
+		fetched
+		peer peer.ID
+		err  error
+	}
+	results := make(chan result, len(providers))
 	for _, pi := range providers {
 		go func() {
 			desc, at, err := d.descriptor(ctx, pi)
-			if err != nil {
-				desc = nil
-			}
-			results <- fetched{desc, at}
+			results <- result{fetched{desc, at}, pi.ID, err}
 		}()
+	}
+	waiting := make(map[peer.ID]bool, len(providers))
+	for _, pi := range providers {
+		waiting[pi.ID] = true
 	}
 	began := time.Now()
 	late := time.NewTimer(patience)
@@ -225,12 +256,17 @@ func (d *Directory) collect(ctx context.Context, providers []peer.AddrInfo, g *g
 	for range providers {
 		select {
 		case r := <-results:
-			if r.Descriptor != nil {
-				g.found = append(g.found, r)
+			delete(waiting, r.peer)
+			if r.err != nil && !errors.Is(r.err, errResting) {
+				g.moved = append(g.moved, r.peer)
+			}
+			if r.err == nil {
+				g.found = append(g.found, r.fetched)
 				g.cached = g.cached && r.at.Before(began)
 				late.Reset(patience)
 			}
 		case <-late.C:
+			g.moved = slices.AppendSeq(g.moved, maps.Keys(waiting))
 			return
 		case <-ctx.Done():
 			return
@@ -244,6 +280,9 @@ type deadline struct {
 	rest  time.Duration // before it is tried again
 }
 
+// errResting is why a peer is not asked.
+var errResting = errors.New("did not answer a moment ago")
+
 // descriptor returns pi's descriptor, from the cache or from pi, and when it was
 // fetched.
 func (d *Directory) descriptor(ctx context.Context, pi peer.AddrInfo) (*descriptor.Descriptor, time.Time, error) {
@@ -251,13 +290,17 @@ func (d *Directory) descriptor(ctx context.Context, pi peer.AddrInfo) (*descript
 		return desc, at, nil
 	}
 	if dl, _, ok := d.dead.Get(pi.ID); ok && time.Now().Before(dl.until) && d.cfg.Host.Network().Connectedness(pi.ID) != network.Connected {
-		return nil, time.Time{}, wire.Errorf(wire.Unreachable, "peer %s did not answer a moment ago", pi.ID)
+		return nil, time.Time{}, wire.Errorf(wire.Unreachable, "peer %s: %w", pi.ID, errResting)
 	}
-	desc, err := cache.Do(ctx, d.flights, descriptorFlight(pi.ID), lookupTime, d.fetching(pi))
+	desc, err := cache.Do(ctx, d.flights, descriptorFlight(pi), lookupTime, d.fetching(pi))
 	return desc, time.Now(), err
 }
 
-func descriptorFlight(p peer.ID) string { return "fetch descriptor of " + p.String() }
+// descriptorFlight names a fetch: of one peer, at the places where it is thought
+// to be.
+func descriptorFlight(pi peer.AddrInfo) string {
+	return fmt.Sprintf("fetch descriptor of %s at %s", pi.ID, pi.Addrs)
+}
 
 // prefetch is descriptor without waiting.
 func (d *Directory) prefetch(ctx context.Context, pi peer.AddrInfo) {
@@ -267,7 +310,7 @@ func (d *Directory) prefetch(ctx context.Context, pi peer.AddrInfo) {
 	if dl, _, ok := d.dead.Get(pi.ID); ok && time.Now().Before(dl.until) {
 		return
 	}
-	cache.Start(ctx, d.flights, descriptorFlight(pi.ID), lookupTime, d.fetching(pi))
+	cache.Start(ctx, d.flights, descriptorFlight(pi), lookupTime, d.fetching(pi))
 }
 
 // fetching returns the function that fetches pi's descriptor and takes note of
@@ -278,12 +321,15 @@ func (d *Directory) fetching(pi peer.AddrInfo) func(context.Context) (*descripto
 		case d.fetches <- struct{}{}:
 			defer func() { <-d.fetches }()
 		case <-ctx.Done():
-			return nil, cache.Ended(ctx, descriptorFlight(pi.ID))
+			return nil, cache.Ended(ctx, descriptorFlight(pi))
 		}
 		ctx, cancel := context.WithTimeout(ctx, fetchTime)
 		defer cancel()
 		start := time.Now()
 		desc, rtt, err := d.fetch(ctx, pi)
+		if transient(err) && ctx.Err() == nil {
+			desc, rtt, err = d.fetch(ctx, pi)
+		}
 		d.observe("descriptor", start, "ok", err)
 		if err != nil {
 			d.buried(pi.ID)
@@ -307,6 +353,41 @@ func (d *Directory) fetch(ctx context.Context, pi peer.AddrInfo) (*descriptor.De
 	start := time.Now()
 	desc, err := descriptor.Fetch(ctx, d.cfg.Host, pi.ID, d.cfg.Certificate.Raw, d.cfg.Verifier)
 	return desc, time.Since(start), err
+}
+
+// transient reports whether a fetch may have met a connection that was going:
+// when two agents connect to each other at once, one of the connections ends.
+func transient(err error) bool {
+	if err == nil {
+		return false
+	}
+	c := wire.CodeOf(err)
+	return c == wire.Unreachable || c == wire.Internal
+}
+
+// Doubt forgets what is known of where an agent is, after it could not be reached
+// there: the next question goes to the network.
+func (d *Directory) Doubt(agent identity.AgentID, p peer.ID) {
+	d.descriptors.Remove(p)
+	d.agents.Remove(agent)
+	d.inUse.Remove(agent)
+	d.resolved.RemoveFunc(func(_ string, v descriptor.Value) bool {
+		return slices.ContainsFunc(v, func(r *descriptor.Record) bool { return r.Certificate.Agent == agent })
+	})
+	d.sets.RemoveFunc(func(_ cid.Cid, peers []peer.AddrInfo) bool {
+		return slices.ContainsFunc(peers, func(pi peer.AddrInfo) bool { return pi.ID == p })
+	})
+	if n := d.cfg.Host.Network(); n.Connectedness(p) != network.Connected {
+		d.cfg.Host.Peerstore().ClearAddrs(p)
+	}
+}
+
+// lost forgets the descriptor of a peer whose last connection has ended: it may
+// have stopped, and whoever asks next finds out.
+func (d *Directory) lost(n network.Network, c network.Conn) {
+	if p := c.RemotePeer(); n.Connectedness(p) == network.NotConnected {
+		d.descriptors.Remove(p)
+	}
 }
 
 // buried takes note that p did not answer, or not as it should.

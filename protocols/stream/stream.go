@@ -117,17 +117,20 @@ type Dialer interface {
 }
 
 // Call sends req to peer p and returns its response. If the server refused the
-// request, the error wraps its [wire.Code]; if there is no way to the peer,
-// [wire.Unreachable].
+// request, the error wraps its [wire.Code]; if there is no way to the peer, or it
+// does not answer within lim.Time, [wire.Unreachable].
 func Call(ctx context.Context, d Dialer, p peer.ID, id protocol.ID, req []byte, lim Limits) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, lim.Time)
+	limited, cancel := context.WithTimeout(ctx, lim.Time)
 	defer cancel()
-	resp, err := call(ctx, d, p, id, req, lim.Response)
+	resp, err := call(limited, d, p, id, req, lim.Response)
 	if err == nil {
 		return resp, nil
 	}
-	if ctx.Err() != nil {
-		err = ctx.Err() // the reset that ended the read is only a symptom
+	switch { // the reset that ended the read is only a symptom
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case limited.Err() != nil:
+		err = fmt.Errorf("%w: no answer within %v", wire.Unreachable, lim.Time)
 	}
 	return nil, fmt.Errorf("call %s at %s: %w", id, p, RemoteError(err))
 }

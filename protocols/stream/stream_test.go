@@ -35,7 +35,7 @@ func TestCall(t *testing.T) {
 		{name: "denied", handler: fails(fmt.Errorf("no such peer: %w", wire.Denied)), err: wire.Denied},
 		{name: "plain error is internal", handler: fails(errors.New("disk full")), err: wire.Internal},
 		{name: "panic is internal", handler: panics, err: wire.Internal},
-		{name: "slow handler", handler: hangs, err: context.DeadlineExceeded},
+		{name: "slow handler", handler: hangs, err: wire.Unreachable},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			overlaytest.Run(t, func(t *testing.T) {

@@ -83,6 +83,19 @@ func (c *Cache[K, V]) Values() []V {
 	return out
 }
 
+// RemoveFunc removes the entries for which f is true. f must not use c.
+func (c *Cache[K, V]) RemoveFunc(f func(K, V) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.order.Front(); e != nil; {
+		next := e.Next()
+		if x := e.Value.(*entry[K, V]); f(x.key, x.value) {
+			c.drop(e)
+		}
+		e = next
+	}
+}
+
 func (c *Cache[K, V]) drop(e *list.Element) {
 	c.order.Remove(e)
 	delete(c.index, e.Value.(*entry[K, V]).key)
