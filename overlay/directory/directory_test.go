@@ -123,6 +123,35 @@ func TestComeAndGo(t *testing.T) {
 }
 
 // Who shuts down takes its registrations back: nobody even tries to ask it.
+// A provider that restarts at another address is found by one who has the old
+// one in its cache, by name and by agent id.
+func TestRestartElsewhere(t *testing.T) {
+	overlaytest.Run(t, func(t *testing.T) {
+		m := newMesh(t)
+		m.backbone(2)
+		p := m.node()
+		p.offer(t, capability("a/b", "1.0.0"))
+		q := m.node()
+		time.Sleep(5 * time.Second)
+		if got := q.find(t, directory.Query{Capability: "a/b"}); len(got) != 1 {
+			t.Fatalf("before: %v", got)
+		}
+		p.stop()
+		p.host.Close()
+		again := m.nodeOf(p.Agent)
+		again.offer(t, capability("a/b", "1.0.0"))
+		time.Sleep(5 * time.Second)
+		if got := q.find(t, directory.Query{Capability: "a/b"}); len(got) != 1 {
+			t.Errorf("after: %v", got)
+		}
+		q.Doubt(p.Agent.Agent, p.host.ID())
+		a, err := q.Resolve(t.Context(), directory.Target{Agent: p.Agent.Agent})
+		if err != nil || !slices.ContainsFunc(a.Peer.Addrs, again.host.Addrs()[0].Equal) {
+			t.Errorf("Resolve = %v, %v; want an address of %v", a.Peer, err, again.host.Addrs())
+		}
+	})
+}
+
 func TestWithdrawOnShutdown(t *testing.T) {
 	overlaytest.Run(t, func(t *testing.T) {
 		m := newMesh(t)

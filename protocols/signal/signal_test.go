@@ -408,12 +408,12 @@ func FuzzFinish(f *testing.F) {
 	pending, reply := b.mustAnswer(f, offer)
 	f.Add(reply)
 	f.Fuzz(func(t *testing.T, in []byte) {
-		i, offer := a.offer(t, b)
+		i, _ := a.offer(t, b)
 		i.Finish(in, a.verifier, now)
 		pending.Confirm(in)
 		var m signalpb.Answer
 		if proto.Unmarshal(in, &m) == nil {
-			i, offer = a.offer(t, b)
+			i, offer := a.offer(t, b)
 			h := payloadHash(t, offer)
 			m.OfferHash, m.Responder, m.Certificate = h, string(b.id()), b.Certificate.Raw
 			payload := marshal(t, &m)

@@ -248,7 +248,7 @@ func TestServerRestarts(t *testing.T) {
 		for _, p := range s.host.Network().Peers() {
 			s.host.Network().ClosePeer(p)
 		}
-		s = n.run(s.agent, s.host, Server)
+		n.run(s.agent, s.host, Server)
 		wait(40 * time.Second)
 		if got := buyer.finds(t, fx); len(got) != 1 {
 			t.Errorf("found %v, want the seller", got)
