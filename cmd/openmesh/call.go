@@ -1,0 +1,186 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"openmesh/node/api"
+	openmeshv1 "openmesh/node/api/openmesh/v1"
+	"openmesh/protocols/wire"
+)
+
+const (
+	defaultDeadline = 120 * time.Second // agents think
+	maxData         = 15 << 20          // bytes of a request; less than the local API takes
+
+	// deadlineSlack is how much longer than the deadline the command waits for
+	// the daemon to say that it passed.
+	deadlineSlack = 3 * time.Second
+)
+
+func newCall(p *program) *cobra.Command {
+	var req openmeshv1.CallRequest
+	cmd := &cobra.Command{
+		Use: "call TARGET [DATA]", Short: "Send one request and wait for the response", Args: cobra.RangeArgs(1, 2),
+		Long: "Send one request and wait for the response. TARGET is a capability name, an address or an agent id.\n" +
+			"DATA is JSON, @FILE or - for standard input; without it the request is {}. --timeout is the deadline\n" +
+			"(default 2m).",
+		Example: `  openmesh call finance/fx-pricing '{"pair":"EURUSD"}'
+  openmesh call 0:A91F.0000.7C2E @request.json --capability finance/fx-pricing --timeout 30s
+  jq -n '{pair:"EURUSD"}' | openmesh call finance/fx-pricing - --json | jq .response`,
+		ValidArgsFunction: p.completeCapability,
+	}
+	callFlags(cmd, &req)
+	cmd.PreRunE = func(_ *cobra.Command, args []string) error { return p.prepareCall(&req, args) }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Duration(req.TimeoutMs)*time.Millisecond+deadlineSlack)
+		defer cancel()
+		cmd.SetContext(ctx)
+		return p.call(&req)(cmd, args)
+	}
+	return cmd
+}
+
+func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
+	flags := cmd.Flags()
+	flags.StringVar(&req.Capability, "capability", "", "capability to call, where TARGET is an agent that offers several")
+	flags.StringVar(&req.Version, "version", "", "semantic version range of the capability")
+	flags.StringVar(&req.Qos, "qos", "at-most-once", "delivery: "+strings.Join(qosModes, ", "))
+	flags.StringSliceVar(&req.Within, "within", nil, "jurisdictions that the path must stay within")
+	flags.StringSliceVar(&req.AvoidDomains, "avoid-domain", nil, "organisations that the path must avoid")
+	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that agent and hops must have, 0 to 1")
+	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
+	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
+	flags.StringVar(&req.Contract, "contract", "", "market contract that the call is made under")
+	flags.StringVar(&req.IdempotencyKey, "idempotency-key", "", "one key per logical request (default: a new one)")
+	fixed(cmd, "qos", qosModes)
+	fixed(cmd, "class", pathClasses)
+}
+
+// prepareCall completes the request and finds what is wrong with it before
+// anything is sent.
+func (p *program) prepareCall(req *openmeshv1.CallRequest, args []string) error {
+	if err := oneOf("qos", req.Qos, qosModes); err != nil {
+		return err
+	}
+	if req.Class != "" {
+		if err := oneOf("class", req.Class, pathClasses); err != nil {
+			return err
+		}
+	}
+	deadline := cmp.Or(p.timeout, defaultDeadline).Milliseconds()
+	if deadline < 1 || deadline > math.MaxUint32 {
+		return usagef("--timeout %s: want 1ms to %s", p.timeout, time.Duration(math.MaxUint32)*time.Millisecond)
+	}
+	data := "{}"
+	if len(args) == 2 {
+		var err error
+		if data, err = p.readData(args[1]); err != nil {
+			return err
+		}
+	}
+	req.Target, req.TimeoutMs = args[0], uint32(deadline)
+	req.Body = &openmeshv1.CallRequest_Json{Json: data}
+	return nil
+}
+
+// readData returns the JSON that an argument gives, names (@FILE) or stands
+// for (-).
+func (p *program) readData(arg string) (string, error) {
+	text := []byte(arg)
+	var err error
+	if file, ok := strings.CutPrefix(arg, "@"); ok {
+		text, err = readFile(file, maxData)
+	} else if arg == "-" {
+		text, err = readAll(p.in, maxData)
+	}
+	if err != nil {
+		return "", wire.Errorf(wire.InvalidArgument, "read DATA: %w", err)
+	}
+	var any json.RawMessage
+	if err := json.Unmarshal(text, &any); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return "", usagef("DATA is not JSON: %w (at byte %d)", err, syntax.Offset)
+		}
+		return "", usagef("DATA is not JSON: %w", err)
+	}
+	return string(text), nil
+}
+
+// readFile reads a file of at most limit bytes.
+func readFile(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAll(f, limit)
+}
+
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if int64(len(text)) > limit {
+		return nil, wire.Errorf(wire.TooLarge, "more than %d bytes", limit)
+	}
+	return text, err
+}
+
+// answer is what call prints with --json. Response is the agent's document as
+// it came: no number in it is read and written again.
+type answer struct {
+	Response  json.RawMessage `json:"response"`
+	Agent     string          `json:"agent"`
+	Address   string          `json:"address"`
+	Session   string          `json:"session"`
+	Request   string          `json:"request"`
+	Attempts  uint32          `json:"attempts"`
+	Path      answerPath      `json:"path"`
+	Suite     string          `json:"suite"`
+	ElapsedMs float64         `json:"elapsed_ms"`
+	Trace     string          `json:"trace"`
+}
+
+type answerPath struct {
+	Kind      string   `json:"kind"`
+	Transport string   `json:"transport"`
+	Hops      []string `json:"hops"`
+}
+
+func (p *program) call(req *openmeshv1.CallRequest) func(*cobra.Command, []string) error {
+	return p.ask(noLimit, func(ctx context.Context, d *api.Client, _ []string) error {
+		res, err := d.Session.Call(ctx, req)
+		if err != nil {
+			return err
+		}
+		response := []byte(res.GetJson())
+		if !json.Valid(response) {
+			return wire.Errorf(wire.InvalidResponse, "the response of %s is not JSON", res.Agent)
+		}
+		err = p.showValue(answer{
+			Response: response, Agent: res.Agent, Address: res.Address, Session: res.Session, Request: res.Request,
+			Attempts: res.Attempts, Suite: res.Suite, ElapsedMs: res.ElapsedMs, Trace: res.Trace,
+			Path: answerPath{res.Path.GetKind(), res.Path.GetTransport(), append([]string{}, res.Path.GetHops()...)},
+		}, func(g *page) { g.json(response) })
+		p.note("%s, %s over %s, %s", res.Address, res.Path.GetKind(), res.Path.GetTransport(), milliseconds(res.ElapsedMs))
+		return err
+	})
+}
+
+// json prints a document indented; to programs every byte of it that matters.
+func (g *page) json(doc []byte) {
+	text := indented(doc)
+	if g.terminal {
+		text = printable(text)
+	}
+	_, _ = io.WriteString(g.w, text+"\n") // a buffer takes all
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"openmesh/cmd/openmesh/demo"
+)
+
+const timeForDemo = 2 * time.Minute
+
+func newDemo(p *program) *cobra.Command {
+	var agents int
+	var keep bool
+	cmd := &cobra.Command{
+		Use: "demo", Short: "Run a whole mesh on this machine and watch it work", Args: cobra.NoArgs,
+		Long: "Run a whole mesh on this machine and watch it work: a backbone and some agents, each a process of its\n" +
+			"own with a temporary home, on loopback. Agents are made, join, register what they offer, find and call\n" +
+			"each other, leave and come back. Every step is checked; exit code 0 only if all held. Nothing is left,\n" +
+			"unless --keep is given. With --json the record of all steps is printed at the end.",
+		Example: "  openmesh demo\n  openmesh demo --agents 8 --json\n  openmesh demo --keep",
+		PreRunE: func(*cobra.Command, []string) error {
+			if agents < demo.MinAgents || agents > demo.MaxAgents {
+				return usagef("--agents %d: want %d to %d", agents, demo.MinAgents, demo.MaxAgents)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), agents, keep) },
+	}
+	cmd.Flags().IntVar(&agents, "agents", 3, fmt.Sprintf("number of agents beside the backbone, %d to %d", demo.MinAgents, demo.MaxAgents))
+	cmd.Flags().BoolVar(&keep, "keep", false, "leave the mesh running and say how to talk to it")
+	return cmd
+}
+
+// newDemoHandler is what the exec handlers of a demo's agents run.
+func newDemoHandler(p *program) *cobra.Command {
+	return &cobra.Command{
+		Use: demo.HandlerCommand + " NAME", Short: "Do the work of a capability of the demo", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return demo.Handle(args[0], p.in, p.out, p.getenv) },
+	}
+}
+
+func (p *program) demo(ctx context.Context, agents int, keep bool) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(p.timeout, timeForDemo))
+	defer cancel()
+	cfg := demo.Config{Program: self, Agents: agents, Keep: keep, Environ: p.environ}
+	if !p.json {
+		fmt.Fprintf(p.out, "OpenMesh demo: a backbone and %d agents on loopback, each a process of its own\n\n", agents)
+		cfg.Observe = func(s demo.Step) { _ = p.print(func(g *page) { printStep(g, s) }) }
+	}
+	record, err := demo.Run(ctx, cfg)
+	if shown := p.showValue(record, func(g *page) { printRecord(g, record) }); err == nil {
+		err = shown
+	}
+	return err
+}
+
+// printStep prints a step as soon as it has ended.
+func printStep(g *page, s demo.Step) {
+	const margin = "                             " // as wide as what stands before the detail
+	mark := g.style.green("✓")
+	if !s.OK {
+		mark = g.style.red("✗")
+	}
+	detail := strings.ReplaceAll(printable(s.Detail), "\n", "\n"+margin)
+	took := g.style.dim(fmt.Sprintf("%9s", milliseconds(s.ElapsedMs))) // padded first: colours have no width
+	fmt.Fprintf(g.w, "%s %-16s %s %s\n", mark, s.Name, took, detail)
+	for _, line := range s.Log {
+		fmt.Fprintf(g.w, "%s%s\n", margin, g.style.dim(printable("| "+line)))
+	}
+}
+
+// printRecord prints the summary, and how to talk to a mesh that was kept.
+func printRecord(g *page, r demo.Record) {
+	held := 0
+	for _, s := range r.Steps {
+		if s.OK {
+			held++
+		}
+	}
+	result := g.style.green("all of it held")
+	if !r.OK {
+		result = g.style.red("it failed")
+	}
+	took := time.Duration(r.ElapsedMs * float64(time.Millisecond)).Round(100 * time.Millisecond)
+	fmt.Fprintf(g.w, "\n%d of %d steps in %s: %s\n", held, len(r.Steps), took, result)
+	if r.Kept == nil {
+		return
+	}
+	fmt.Fprintf(g.w, "\nThe mesh stays up, in %s\n\n", r.Kept.Folder)
+	var rows [][]string
+	for _, a := range r.Agents {
+		rows = append(rows, []string{a.Name, a.Address, fmt.Sprint(a.PID), strings.Join(a.Offers, ", "), a.Home})
+	}
+	g.table(strings.Fields("NAME ADDRESS PID OFFERS HOME"), rows)
+	fmt.Fprintf(g.w, "\nTalk to it:\n  %s\n\nEnd it:\n  %s\n", strings.Join(r.Kept.Try, "\n  "), r.Kept.Stop)
+}
