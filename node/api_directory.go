@@ -106,8 +106,12 @@ func queryOf(r *openmeshv1.DiscoverRequest) (directory.Query, error) {
 		return directory.Query{}, wire.Errorf(wire.InvalidArgument, "discover: a bound is out of range").
 			WithHint("uptime is 0 to 100 percent, trust 0 to 1, latency not negative")
 	}
+	name, version, err := splitVersion(r.Capability, r.Version)
+	if err != nil {
+		return directory.Query{}, err
+	}
 	return directory.Query{
-		Capability: r.Capability, Version: r.Version, MinUptime: r.MinUptime,
+		Capability: name, Version: version, MinUptime: r.MinUptime,
 		MaxLatency: time.Duration(r.MaxLatencyMs * float64(time.Millisecond)),
 		Region:     r.Region, Jurisdiction: r.Jurisdiction, Domain: r.Domain, Tags: r.Tags, MinTrust: r.MinTrust,
 		Limit: int(r.Limit), Sort: query.Column(r.Sort),

@@ -168,8 +168,12 @@ func unreachable(target string, err error) error {
 
 // locate finds the best agent for a target of any kind.
 func (n *Node) locate(ctx context.Context, target string) (candidate, error) {
-	if isCapability(target) {
-		res, err := n.directory.Discover(ctx, directory.Query{Capability: target, Limit: 1})
+	name, version, err := splitVersion(target, "")
+	if err != nil {
+		return candidate{}, err
+	}
+	if isCapability(name) {
+		res, err := n.directory.Discover(ctx, directory.Query{Capability: name, Version: version, Limit: 1})
 		if err != nil {
 			return candidate{}, err
 		}

@@ -18,6 +18,13 @@ import (
 // sessionAPI serves openmesh.v1.Session.
 type sessionAPI struct{ *Node }
 
+func (n sessionAPI) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1.CallResponse, error) {
+	if err := checkJSON(r.GetJson()); err != nil {
+		return nil, err
+	}
+	return n.Node.Call(ctx, r)
+}
+
 func (n sessionAPI) List(_ context.Context, r *openmeshv1.ListSessionsRequest) (*openmeshv1.ListSessionsResponse, error) {
 	resp := &openmeshv1.ListSessionsResponse{Sessions: []*openmeshv1.SessionInfo{}}
 	for _, i := range n.sessions.Sessions(r.All) {

@@ -111,9 +111,6 @@ func (n *Node) checkCall(r *openmeshv1.CallRequest) error {
 	case r.Contract != "":
 		return unsupported("a market contract")
 	}
-	if _, ok := r.Body.(*openmeshv1.CallRequest_Json); ok {
-		return checkJSON(r.GetJson())
-	}
 	return nil
 }
 
@@ -190,16 +187,20 @@ func (n *Node) candidates(ctx context.Context, r *openmeshv1.CallRequest) ([]can
 	if c, ok := n.inSession(r); ok {
 		return []candidate{c}, nil
 	}
-	if !isCapability(r.Target) {
+	target, version, err := splitVersion(r.Target, r.Version)
+	if err != nil {
+		return nil, err
+	}
+	if !isCapability(target) {
 		c, err := n.resolveTarget(ctx, r)
 		return []candidate{c}, err
 	}
-	if r.Capability != "" && !descriptor.Covers(r.Target, r.Capability) {
+	if r.Capability != "" && !descriptor.Covers(target, r.Capability) {
 		return nil, wire.Errorf(wire.InvalidArgument, "target %s and capability %s name different things", r.Target, r.Capability).
 			WithHint("leave out --capability")
 	}
-	name := orDefault(r.Capability, r.Target)
-	res, err := n.directory.Discover(ctx, directory.Query{Capability: name, Version: r.Version, MinTrust: r.MinTrust, Limit: maxCandidates})
+	name := orDefault(r.Capability, target)
+	res, err := n.directory.Discover(ctx, directory.Query{Capability: name, Version: version, MinTrust: r.MinTrust, Limit: maxCandidates})
 	if err != nil {
 		return nil, err
 	}
@@ -223,6 +224,20 @@ func (n *Node) inSession(r *openmeshv1.CallRequest) (candidate, bool) {
 	}
 	p := s.Peer()
 	return candidate{p.Agent, p.Address, peer.AddrInfo{ID: p.Peer}, r.Capability}, true
+}
+
+// splitVersion takes NAME@MAJOR apart: the directory has a key of that form. An
+// explicit range must not come on top.
+func splitVersion(target, version string) (name, rest string, err error) {
+	name, major, ok := strings.Cut(target, "@")
+	if !ok {
+		return target, version, nil
+	}
+	if _, err := strconv.ParseUint(major, 10, 32); err != nil || version != "" {
+		return "", "", wire.Errorf(wire.InvalidArgument, "target %.140q: want NAME or NAME@MAJOR, such as finance/fx-pricing@1", target).
+			WithHint("other ranges go with --version")
+	}
+	return name, "^" + major, nil
 }
 
 func isCapability(target string) bool { return descriptor.CheckName(target) == nil }

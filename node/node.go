@@ -167,6 +167,11 @@ func (n *Node) Run(ctx context.Context) error {
 	if err := n.cfg.Keys.Certificate.Valid(time.Now()); err != nil {
 		return expiredKey(err)
 	}
+	unlock, err := lockHome(n.cfg.Home)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for _, sentence := range n.settings.Unbuilt() {
 		n.log.Warn(sentence)
 	}
@@ -183,7 +188,7 @@ func (n *Node) Run(ctx context.Context) error {
 	hostCtx, stopHost := context.WithCancel(context.WithoutCancel(ctx))
 	hostDone := make(chan error, 1)
 	go func() { hostDone <- n.host.Run(hostCtx) }()
-	err := n.runServices(ctx)
+	err = n.runServices(ctx)
 	stopHost()
 	err = errors.Join(err, <-hostDone)
 	n.registry.Close()

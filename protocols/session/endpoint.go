@@ -62,6 +62,7 @@ type Endpoint struct {
 	cfg      Config
 	signal   *signal.Server
 	workers  workers
+	watch    watch
 	stats    stats
 	opening  singleflight.Group
 	group    sync.WaitGroup // all that was started
@@ -95,6 +96,7 @@ func New(cfg Config) *Endpoint {
 		sessions: make(map[signal.ID]*Session),
 		usable:   make(map[identity.AgentID]*Session),
 	}
+	e.watch.owner = e
 	e.work, e.stop = context.WithCancel(context.Background())
 	return e
 }
@@ -367,6 +369,15 @@ func (s *Session) usable() bool {
 	return s.state == Active || s.state == Migrating
 }
 
+// each calls f for every session; f must not block.
+func (e *Endpoint) each(f func(*Session)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.sessions {
+		f(s)
+	}
+}
+
 func (e *Endpoint) list() []*Session {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -381,6 +392,7 @@ func (e *Endpoint) list() []*Session {
 // sweep does what is due at now for every session: keepalive, and the end of
 // those that are dead, idle or whose peer's key has expired.
 func (e *Endpoint) sweep(now time.Time) {
+	e.signal.Sweep(now)
 	for _, s := range e.list() {
 		e.sweepSession(s, now)
 	}

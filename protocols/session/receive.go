@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	pool "github.com/libp2p/go-buffer-pool"
@@ -30,7 +31,18 @@ type reader struct {
 	*bufio.Reader
 	seen replayFilter
 	next job // the request just received, if any; for the owner to start
+
+	// What the owner does: free, or running a request; taken, once another
+	// goroutine owns the reader.
+	state atomic.Int32
+	since atomic.Int64 // when it began to run the request, ns since the epoch
 }
+
+const (
+	readerFree int32 = iota
+	readerRunning
+	readerTaken
+)
 
 // receive reads frames until the channel ends, or until another goroutine has
 // taken the reader over: then it reports false.
@@ -55,17 +67,69 @@ func (s *Session) receive(r *reader) bool {
 	}
 }
 
-// patience is how long a request may hold up its channel's reader. It is the
-// price, at most, of what is saved by not waking another goroutine for requests
-// that are answered at once.
-const patience = 200 * time.Microsecond
+// quickLimit is how soon a request must be answered for the next one to be run
+// on the goroutine that reads it: that saves waking another one, which on an idle
+// machine takes longer than the request itself.
+const quickLimit = 200 * time.Microsecond
 
-// inline runs a request on the goroutine that read it. If it takes longer than
-// patience, another goroutine takes the reader over, and inline reports false.
+// inline runs a request on the goroutine that read it, and reports whether that
+// still owns the reader: if the request takes longer than a moment, the watch
+// lets another goroutine read on.
 func (s *Session) inline(j job, r *reader) bool {
-	takeover := time.AfterFunc(patience, func() { s.owner.run(s, r) })
+	r.since.Store(j.taken.UnixNano())
+	r.state.Store(readerRunning)
+	s.owner.watch.begin(s, r)
 	j.run()
-	return takeover.Stop()
+	return r.state.CompareAndSwap(readerRunning, readerFree)
+}
+
+// watch looks after the readers that run requests themselves. It runs only while
+// there are such requests, at intervals: a timer for each would cost more than is
+// saved.
+type watch struct {
+	running atomic.Bool
+	last    atomic.Int64 // when a request began last, ns since the epoch
+	owner   *Endpoint
+}
+
+const (
+	watchInterval = 5 * time.Millisecond // how long a request may hold up its channel
+	watchLinger   = time.Second          // how long the watch goes on without a request
+)
+
+func (w *watch) begin(s *Session, r *reader) {
+	w.last.Store(r.since.Load())
+	if s.reading.Load() != r {
+		s.reading.Store(r)
+	}
+	if !w.running.Load() && w.running.CompareAndSwap(false, true) {
+		w.owner.group.Go(w.run)
+	}
+}
+
+func (w *watch) run() {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var now time.Time
+		select {
+		case now = <-tick.C:
+		case <-w.owner.work.Done():
+			return
+		}
+		w.owner.each(func(s *Session) {
+			if r := s.reading.Load(); r != nil && now.UnixNano()-r.since.Load() > int64(watchInterval) &&
+				r.state.CompareAndSwap(readerRunning, readerTaken) {
+				next := &reader{Reader: r.Reader, seen: r.seen}
+				s.reading.Store(next)
+				go w.owner.run(s, next)
+			}
+		})
+		if now.UnixNano()-w.last.Load() > int64(watchLinger) {
+			w.running.Store(false)
+			return
+		}
+	}
 }
 
 // lostReason says why a channel that ended with err ended its session.
@@ -84,7 +148,7 @@ func (s *Session) receiveFrame(r *reader) error {
 	}
 	if n >= largeFrame {
 		if err := s.channel.conduit.Reserve(n); err != nil {
-			return fmt.Errorf("%w: %w", wire.ResourceExhausted, err)
+			return fmt.Errorf("%w: %w", wire.SessionClosed, err)
 		}
 		defer s.channel.conduit.Release(n)
 	}

@@ -148,7 +148,7 @@ func (j job) run() {
 	s := j.in.Session
 	defer j.cancel()
 	resp, err := s.handle(j.ctx, j.in)
-	s.quick.Store(time.Since(j.taken) < patience)
+	s.quick.Store(time.Since(j.taken) < quickLimit)
 	s.inbox.remove(j.in.ID)
 	if err == nil && resp == nil {
 		err = wire.Internal

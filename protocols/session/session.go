@@ -67,7 +67,8 @@ type Session struct {
 	calls      calls
 	inbox      inbox
 	counters   counters
-	quick      atomic.Bool   // the last request was answered at once
+	quick      atomic.Bool // the last request was answered at once
+	reading    atomic.Pointer[reader]
 	done       chan struct{} // closed when the session is done
 
 	mu      sync.Mutex
@@ -272,7 +273,11 @@ func (s *Session) end(to State, reason wire.Code, tell bool) {
 		return
 	}
 	err := wire.Errorf(wire.SessionClosed, "session %s with %s ended", s.id, s.peer.Agent)
-	if reason != 0 {
+	switch {
+	case reason == wire.ResourceExhausted && !tell && s.counters.received.Load() == 0:
+		// The peer refused the channel: it has seen none of our requests.
+		err = wire.Errorf(reason, "%s takes no more sessions now", s.peer.Agent)
+	case reason != 0:
 		err = wire.Errorf(wire.SessionClosed, "session %s with %s was terminated: %w", s.id, s.peer.Agent, reason)
 	}
 	s.calls.refuse(err, true)

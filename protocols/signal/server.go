@@ -119,22 +119,23 @@ func (s *Server) await(p *Pending, now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.pending) >= s.cfg.MaxPending {
-		for id, a := range s.pending {
-			if now.After(a.expires) {
-				s.drop(id)
-			}
-		}
-	}
-	if len(s.pending) >= s.cfg.MaxPending {
 		return wire.Errorf(wire.ResourceExhausted, "too many unconfirmed sessions")
 	}
 	s.pending[p.ID] = awaited{p, now.Add(s.cfg.Timeout)}
 	return nil
 }
 
-func (s *Server) drop(id ID) {
-	clear(s.pending[id].Secret[:])
-	delete(s.pending, id)
+// Sweep forgets the sessions whose Confirm did not come in time, and erases their
+// secrets. Call it every second or so.
+func (s *Server) Sweep(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, a := range s.pending {
+		if now.After(a.expires) {
+			clear(a.Secret[:])
+			delete(s.pending, id)
+		}
+	}
 }
 
 // Confirm ends the exchange of session id with the Confirm that peer p sent. It
