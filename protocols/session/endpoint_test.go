@@ -514,3 +514,44 @@ func TestKeepaliveMeasuresTheRoundTrip(t *testing.T) {
 		}
 	})
 }
+
+// After quick requests one may run on the reading goroutine. If that one turns
+// out to be slow, the session does not wait for it.
+func TestSlowRequestAfterQuickOnes(t *testing.T) {
+	handle := func(n *node, ctx context.Context, in *session.Inbound) (*session.Response, error) {
+		if string(in.Body) == "wait" {
+			<-n.gate
+		}
+		return echo(n, ctx, in)
+	}
+	pair(t, handle, nil, func(t *testing.T, a, b *node) {
+		s := a.open(t, b)
+		quick := func() {
+			t.Helper()
+			begin := time.Now()
+			if _, _, err := s.Call(t.Context(), request("quick")); err != nil || time.Since(begin) > 2*rtt {
+				t.Errorf("quick call: %v after %v", err, time.Since(begin))
+			}
+		}
+		for range 3 {
+			quick()
+		}
+		slow := make(chan error)
+		for range 2 {
+			go func() {
+				_, _, err := s.Call(t.Context(), request("wait"))
+				slow <- err
+			}()
+			time.Sleep(time.Second)
+			quick()
+			quick()
+		}
+		close(b.gate)
+		for range 2 {
+			if err := <-slow; err != nil {
+				t.Errorf("slow call: %v", err)
+			}
+		}
+		quick()
+	})
+}

@@ -1,0 +1,71 @@
+package session
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// quickLimit is how soon a request must be answered for the next one to be run
+// on the goroutine that reads it: that saves waking another one, which on an idle
+// machine takes longer than the request itself.
+const quickLimit = 200 * time.Microsecond
+
+// inline runs a request on the goroutine that read it, and reports whether that
+// still owns the reader: if the request takes longer than a moment, the watch
+// lets another goroutine read on.
+func (s *Session) inline(j job, r *reader) bool {
+	r.since.Store(j.taken.UnixNano())
+	r.state.Store(readerRunning)
+	s.owner.watch.begin(s, r)
+	j.run()
+	return r.state.CompareAndSwap(readerRunning, readerFree)
+}
+
+// watch looks after the readers that run requests themselves. It runs only while
+// there are such requests, at intervals: a timer for each would cost more than is
+// saved.
+type watch struct {
+	running atomic.Bool
+	last    atomic.Int64 // when a request began last, ns since the epoch
+	owner   *Endpoint
+}
+
+const (
+	watchInterval = 5 * time.Millisecond // how long a request may hold up its channel
+	watchLinger   = time.Second          // how long the watch goes on without a request
+)
+
+func (w *watch) begin(s *Session, r *reader) {
+	w.last.Store(r.since.Load())
+	if s.reading.Load() != r {
+		s.reading.Store(r)
+	}
+	if !w.running.Load() && w.running.CompareAndSwap(false, true) {
+		w.owner.group.Go(w.run)
+	}
+}
+
+func (w *watch) run() {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var now time.Time
+		select {
+		case now = <-tick.C:
+		case <-w.owner.work.Done():
+			return
+		}
+		w.owner.each(func(s *Session) {
+			if r := s.reading.Load(); r != nil && now.UnixNano()-r.since.Load() > int64(watchInterval) &&
+				r.state.CompareAndSwap(readerRunning, readerTaken) {
+				next := &reader{Reader: r.Reader, seen: r.seen}
+				s.reading.Store(next)
+				go w.owner.run(s, next)
+			}
+		})
+		if now.UnixNano()-w.last.Load() > int64(watchLinger) {
+			w.running.Store(false)
+			return
+		}
+	}
+}
