@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -181,8 +182,29 @@ func TestFrameLengthIsBounded(t *testing.T) {
 	}
 }
 
-// The same secret, role, epoch and sequence always give the same bytes: a golden
-// frame for other implementations, and a guard against nonce reuse by accident.
+// Golden frames for other implementations: what the initiator of the session with
+// id 01 00 … and secret 07 07 … sends as its ninth frame, the data "x".
+func TestGoldenFrames(t *testing.T) {
+	t.Parallel()
+	for aead, want := range map[uint16]string{
+		signal.AES256GCM:        "010101000000000000000000000000000000000000000000000000000009c65f86ab45a9eabbae63b8b536cd00cac8",
+		signal.ChaCha20Poly1305: "0101010000000000000000000000000000000000000000000000000000093fde9c3fc8f4390fe7e90a1202f0d05a1a",
+	} {
+		suite := signal.Suite{KEM: signal.X25519MLKEM768, KDF: signal.HKDFSHA256, AEAD: aead}
+		initiator, _, err := deriveSealers(suite, bytes.Repeat([]byte{7}, 32), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		frame := append(make([]byte, headerSize, headerSize+1+tagSize), 'x')
+		header{typ: typeData, session: signal.ID{1}, sequence: 9}.put(frame)
+		if got := hex.EncodeToString(initiator.seal(frame, 9)); got != want {
+			t.Errorf("AEAD %#04x: frame %s, want %s", aead, got, want)
+		}
+	}
+}
+
+// No two directions or epochs share an IV, and a frame opens only with the key of
+// its direction and the number it was sealed with.
 func TestKeysDifferByDirectionAndEpoch(t *testing.T) {
 	t.Parallel()
 	secret := bytes.Repeat([]byte{7}, 32)
