@@ -14,8 +14,14 @@
 //	sequence  8 bytes     big-endian; counts frames of one direction from 1
 //	sealed    …           AEAD of the plaintext; all but length is associated data
 //
-// The keys of each direction and epoch are expanded (HKDF, RFC 5869) from the
-// session's secret; the nonce is an IV XOR the sequence. A frame that does not
+// Each direction and epoch has a key of its own, from the session's secret by
+// HKDF-Expand (RFC 5869, SHA-256); the nonce is made as in TLS 1.3:
+//
+//	key    32 bytes for "openmesh/session/v1/<initiator|responder>/<epoch>/key"
+//	iv     12 bytes for "openmesh/session/v1/<initiator|responder>/<epoch>/iv"
+//	nonce  iv XOR sequence, in its last 8 bytes
+//
+// A frame that does not
 // open, or was seen before, changes nothing; a window of 4096 frames tolerates
 // reordering. Plaintexts are the messages of sessionpb; a data frame's is the
 // bytes sent.
