@@ -48,37 +48,57 @@ func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1
 	if err := n.checkCall(r); err != nil {
 		return nil, err
 	}
-	ctx, cancel := n.deadline(ctx, r)
-	defer cancel()
 	ctx, span := n.tracer.Start(ctx, "call "+orDefault(r.Capability, r.Target), trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
-	resp, err := n.callCandidates(ctx, r)
+	key := r.IdempotencyKey
+	if key == "" {
+		key = rand.Text()
+	}
+	resp, err := n.callBy(ctx, r, key, start.Add(n.timeout(r)))
 	if err != nil {
 		n.metrics.Message(observe.Out, observe.AtMostOnce, observe.Failed)
 		span.SetStatus(codes.Error, wire.CodeOf(err).String())
-		return nil, n.callError(ctx, r, err)
+		return nil, callError(r, err)
 	}
 	n.metrics.Message(observe.Out, observe.AtMostOnce, observe.Delivered)
-	span.SetAttributes(attribute.String("openmesh.agent", resp.Agent), attribute.String("openmesh.session", resp.Session))
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("openmesh.agent", resp.Agent), attribute.String("openmesh.session", resp.Session))
+	}
 	resp.ElapsedMs = millis(time.Since(start))
 	resp.Trace = trace.SpanContextFromContext(ctx).TraceID().String()
 	return resp, nil
 }
 
-// deadline bounds ctx by what the caller asked for, or by the default.
-func (n *Node) deadline(ctx context.Context, r *openmeshv1.CallRequest) (context.Context, context.CancelFunc) {
-	timeout := n.settings.Session.DefaultTimeout
+func (n *Node) timeout(r *openmeshv1.CallRequest) time.Duration {
 	if r.TimeoutMs > 0 {
-		timeout = time.Duration(r.TimeoutMs) * time.Millisecond
+		return time.Duration(r.TimeoutMs) * time.Millisecond
 	}
-	return context.WithTimeout(ctx, timeout)
+	return n.settings.Session.DefaultTimeout
 }
 
-// callError names what was being done, and the deadline if that is what ended it.
-func (n *Node) callError(ctx context.Context, r *openmeshv1.CallRequest, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) && wire.CodeOf(err) != wire.DeadlineExceeded {
+// coarse is from how far ahead a deadline may be a second late.
+const coarse = 30 * time.Second
+
+// callBy makes the call by a deadline. If there is a session with the agent, and
+// time enough, it does without a timer of its own.
+func (n *Node) callBy(ctx context.Context, r *openmeshv1.CallRequest, key string, deadline time.Time) (*openmeshv1.CallResponse, error) {
+	if c, ok := n.inSession(r); ok && time.Until(deadline) > coarse {
+		resp, err := n.callOne(ctx, c, r, key, deadline)
+		if err == nil || !n.mayRetry(c, err) {
+			return resp, err
+		}
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	resp, err := n.callCandidates(ctx, r, key)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && wire.CodeOf(err) != wire.DeadlineExceeded {
 		err = wire.Errorf(wire.DeadlineExceeded, "%w", err).WithHint("a longer --timeout waits longer")
 	}
+	return resp, err
+}
+
+// callError names what was being done.
+func callError(r *openmeshv1.CallRequest, err error) error {
 	var e *wire.Error
 	if errors.As(err, &e) {
 		named := *e
@@ -120,11 +140,7 @@ func unsupported(what string) error {
 
 // callCandidates tries those whom the target names, and looks for them anew
 // between rounds: who could not be reached may be elsewhere by now.
-func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1.CallResponse, error) {
-	key := r.IdempotencyKey
-	if key == "" {
-		key = rand.Text()
-	}
+func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, key string) (*openmeshv1.CallResponse, error) {
 	var wait *backoff.ExponentialBackOff
 	var last error
 	for attempt := 1; ; {
@@ -133,7 +149,7 @@ func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest) (*
 			return nil, cmp.Or(last, err)
 		}
 		for _, c := range candidates {
-			resp, err := n.callOne(ctx, c, r, key)
+			resp, err := n.callOne(ctx, c, r, key, time.Time{})
 			if err == nil {
 				resp.Attempts = uint32(attempt)
 				return resp, nil
@@ -299,19 +315,22 @@ func (n *Node) onlyCapability(ctx context.Context, a directory.Agent) (string, e
 		WithHint("choose one with --capability: %s", strings.Join(names, ", "))
 }
 
-// callOne sends the request to one agent.
-func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) (*openmeshv1.CallResponse, error) {
+// callOne sends the request to one agent. The deadline, if not zero, comes on top
+// of that of ctx.
+func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string, deadline time.Time) (*openmeshv1.CallResponse, error) {
 	if c.agent == n.cfg.Keys.Agent {
 		return n.callSelf(ctx, c, r, key)
 	}
+	req := n.request(ctx, c, r, key)
+	req.Deadline = deadline
 	var resp *session.Response
 	var id uint64
 	s, err := n.open(ctx, c.agent, c.peer)
 	if err == nil {
-		resp, id, err = s.Call(ctx, n.request(ctx, c, r, key))
+		resp, id, err = s.Call(ctx, req)
 		if id == 0 && wire.CodeOf(err) == wire.SessionClosed { // it ended before it took the request
 			if s, err = n.open(ctx, c.agent, c.peer); err == nil {
-				resp, id, err = s.Call(ctx, n.request(ctx, c, r, key))
+				resp, id, err = s.Call(ctx, req)
 			}
 		}
 	}
@@ -321,7 +340,7 @@ func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallReque
 	}
 	names := s.Names()
 	out := &openmeshv1.CallResponse{
-		Agent: names.Agent, Address: names.Address, Capability: c.capability,
+		Agent: names.Agent, Address: names.Address, Capability: c.capability, Attempts: 1,
 		Session: names.Session, Request: strconv.FormatUint(id, 10), Suite: names.Suite, Path: pathMessage(s.Path()),
 	}
 	setBody(out, schema.Encoding(resp.Encoding), resp.Body)

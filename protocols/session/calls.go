@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"openmesh/protocols/wire"
 )
@@ -14,11 +15,17 @@ type result struct {
 	err      error
 }
 
+// waiting is a call without an answer.
+type waiting struct {
+	result   chan result
+	deadline time.Time // zero: the caller minds it
+}
+
 // calls are the requests that this side made and that have no answer yet.
 type calls struct {
 	mu      sync.Mutex
 	last    uint64
-	waiting map[uint64]chan result
+	waiting map[uint64]waiting
 	free    []chan result // empty ones, for reuse
 	limit   int
 	ended   error // set: no more calls
@@ -26,7 +33,7 @@ type calls struct {
 }
 
 // begin registers a new call and returns its id and where its result comes.
-func (c *calls) begin() (uint64, chan result, error) {
+func (c *calls) begin(deadline time.Time) (uint64, chan result, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended != nil {
@@ -37,7 +44,7 @@ func (c *calls) begin() (uint64, chan result, error) {
 	}
 	c.last++
 	ch := c.channel()
-	c.waiting[c.last] = ch
+	c.waiting[c.last] = waiting{ch, deadline}
 	c.count.Store(int32(len(c.waiting)))
 	return c.last, ch, nil
 }
@@ -45,12 +52,12 @@ func (c *calls) begin() (uint64, chan result, error) {
 // finish gives call id its result; it is a no-op if the call was abandoned.
 func (c *calls) finish(id uint64, r result) {
 	c.mu.Lock()
-	ch, ok := c.waiting[id]
+	w, ok := c.waiting[id]
 	delete(c.waiting, id)
 	c.count.Store(int32(len(c.waiting)))
 	c.mu.Unlock()
 	if ok {
-		ch <- r
+		w.result <- r
 	}
 }
 
@@ -73,11 +80,26 @@ func (c *calls) refuse(err error, all bool) {
 	if !all {
 		return
 	}
-	for id, ch := range c.waiting {
+	for id, w := range c.waiting {
 		delete(c.waiting, id)
-		ch <- result{err: err} // has room for one
+		w.result <- result{err: err} // has room for one
 	}
 	c.count.Store(0)
+}
+
+// overdue returns the calls whose deadline is past.
+func (c *calls) overdue(now time.Time) (ids []uint64) {
+	if c.len() == 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, w := range c.waiting {
+		if !w.deadline.IsZero() && !now.Before(w.deadline) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 func (c *calls) len() int { return int(c.count.Load()) }
@@ -103,17 +125,23 @@ func (c *calls) reuse(ch chan result) {
 	}
 }
 
+// working is a request that is being worked on.
+type working struct {
+	cancel   context.CancelFunc
+	deadline time.Time
+}
+
 // inbox are the requests of the other side that are being worked on.
 type inbox struct {
 	mu      sync.Mutex
-	working map[uint64]context.CancelFunc
+	working map[uint64]working
 	limit   int
 	ended   bool // no more requests are taken
 	count   atomic.Int32
 }
 
 // add registers request id, or says with which code it is refused.
-func (b *inbox) add(id uint64, cancel context.CancelFunc) error {
+func (b *inbox) add(id uint64, w working) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended {
@@ -125,7 +153,7 @@ func (b *inbox) add(id uint64, cancel context.CancelFunc) error {
 	if _, ok := b.working[id]; ok {
 		return wire.Malformed
 	}
-	b.working[id] = cancel
+	b.working[id] = w
 	b.count.Store(int32(len(b.working)))
 	return nil
 }
@@ -139,10 +167,10 @@ func (b *inbox) remove(id uint64) {
 
 func (b *inbox) cancel(id uint64) {
 	b.mu.Lock()
-	cancel := b.working[id]
+	w, ok := b.working[id]
 	b.mu.Unlock()
-	if cancel != nil {
-		cancel()
+	if ok {
+		w.cancel()
 	}
 }
 
@@ -154,8 +182,22 @@ func (b *inbox) refuse(all bool) {
 	if !all {
 		return
 	}
-	for _, cancel := range b.working {
-		cancel()
+	for _, w := range b.working {
+		w.cancel()
+	}
+}
+
+// expire cancels the requests whose deadline is past.
+func (b *inbox) expire(now time.Time) {
+	if b.len() == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range b.working {
+		if !now.Before(w.deadline) {
+			w.cancel()
+		}
 	}
 }
 

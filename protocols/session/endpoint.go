@@ -394,6 +394,7 @@ func (e *Endpoint) list() []*Session {
 func (e *Endpoint) sweep(now time.Time) {
 	e.signal.Sweep(now)
 	for _, s := range e.list() {
+		s.expire(now)
 		e.sweepSession(s, now)
 	}
 }

@@ -242,6 +242,14 @@ func TestDeadlineAndCancellationReachTheHandler(t *testing.T) {
 		if cause := <-b.told; !errors.Is(cause, context.Canceled) {
 			t.Errorf("handler's context ended by %v", cause)
 		}
+		coarse, begin := request("wait"), time.Now()
+		coarse.Deadline = begin.Add(time.Minute)
+		if _, _, err := s.Call(t.Context(), coarse); wire.CodeOf(err) != wire.DeadlineExceeded || time.Since(begin) < time.Minute || time.Since(begin) > 62*time.Second {
+			t.Errorf("past the request's own deadline: %v after %v", err, time.Since(begin))
+		}
+		if err := <-b.told; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("handler's context ended by %v", err)
+		}
 		if _, _, err := s.Call(t.Context(), request("next")); err != nil {
 			t.Errorf("next call: %v", err)
 		}

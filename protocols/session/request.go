@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/wire"
@@ -31,6 +32,10 @@ type Request struct {
 	Tracestate     string
 	CorrelationID  string
 	IdempotencyKey string
+
+	// Deadline, if not zero, ends the call as that of its context would, within a
+	// second. It costs no timer, which matters for small calls.
+	Deadline time.Time
 }
 
 // Response is the answer to a request.
@@ -63,12 +68,12 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 	if meta := len(r.Capability) + len(r.Version) + len(r.Traceparent) + len(r.Tracestate) + len(r.CorrelationID) + len(r.IdempotencyKey); meta > maxMeta-128 {
 		return nil, 0, wire.Errorf(wire.TooLarge, "%d bytes of names, trace context and keys go with the request, the limit is %d", meta, maxMeta-128)
 	}
-	id, ch, err := s.calls.begin()
+	id, ch, err := s.calls.begin(r.Deadline)
 	if err != nil {
 		return nil, 0, err
 	}
 	err = s.message(typeRequest, &sessionpb.Request{
-		Id: id, Capability: r.Capability, Version: r.Version, Timeout: remaining(ctx), Encoding: sessionpb.Encoding(r.Encoding),
+		Id: id, Capability: r.Capability, Version: r.Version, Timeout: remaining(ctx, r.Deadline), Encoding: sessionpb.Encoding(r.Encoding),
 		Traceparent: r.Traceparent, Tracestate: r.Tracestate, CorrelationId: r.CorrelationID, IdempotencyKey: r.IdempotencyKey,
 		Body: r.Body,
 	})
@@ -85,10 +90,14 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 	}
 }
 
-// remaining is how long ctx has, in milliseconds; 0 if it has no deadline.
-func remaining(ctx context.Context) uint32 {
+// remaining is how long ctx has until its deadline or the other, in milliseconds;
+// 0 if there is none.
+func remaining(ctx context.Context, other time.Time) uint32 {
 	d, ok := ctx.Deadline()
-	if !ok {
+	if !ok || !other.IsZero() && other.Before(d) {
+		d = other
+	}
+	if d.IsZero() {
 		return 0
 	}
 	return uint32(min(max(time.Until(d).Milliseconds(), 1), 1<<31))
@@ -105,10 +114,43 @@ func (s *Session) giveUp(ctx context.Context, id uint64) error {
 		s.log("cancel not sent", zap.Error(err))
 	}
 	if code == wire.DeadlineExceeded {
-		return wire.Errorf(code, "no answer from %s within the deadline", s.peer.Agent).
-			WithHint("the agent may still be working; a longer --timeout waits for it")
+		return s.late()
 	}
 	return wire.Errorf(code, "call to %s was cancelled", s.peer.Agent)
+}
+
+func (s *Session) late() error {
+	return wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", s.peer.Agent).
+		WithHint("the agent may still be working; a longer --timeout waits for it")
+}
+
+// expire ends what is past its deadline, both ways.
+func (s *Session) expire(now time.Time) {
+	s.inbox.expire(now)
+	for _, id := range s.calls.overdue(now) {
+		s.calls.finish(id, result{err: s.late()})
+		m := &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true}
+		if b, err := proto.Marshal(m); err == nil {
+			s.post(typeError, b)
+		}
+	}
+}
+
+// deadlined is a context whose deadline the sweep enforces: a timer for each
+// request costs more than many requests do.
+type deadlined struct {
+	context.Context
+	deadline time.Time
+}
+
+func (d *deadlined) Deadline() (time.Time, bool) { return d.deadline, true }
+
+func (d *deadlined) Err() error {
+	err := d.Context.Err()
+	if err != nil && !time.Now().Before(d.deadline) {
+		return context.DeadlineExceeded
+	}
+	return err
 }
 
 // job is a request on its way to a worker.
@@ -132,15 +174,16 @@ func (s *Session) take(m *sessionpb.Request) job {
 	if timeout == 0 || timeout > s.owner.cfg.MaxTimeout {
 		timeout = s.owner.cfg.MaxTimeout
 	}
-	in.Deadline = time.Now().Add(timeout)
-	ctx, cancel := context.WithDeadline(s.owner.work, in.Deadline)
-	if err := s.inbox.add(m.Id, cancel); err != nil {
+	now := time.Now()
+	in.Deadline = now.Add(timeout)
+	ctx, cancel := context.WithCancel(s.owner.work)
+	if err := s.inbox.add(m.Id, working{cancel, in.Deadline}); err != nil {
 		cancel()
 		s.owner.stats.refused.Add(1)
 		s.refuse(m.Id, err)
 		return job{}
 	}
-	return job{in, ctx, cancel, time.Now()}
+	return job{in, &deadlined{ctx, in.Deadline}, cancel, now}
 }
 
 // run answers one request.

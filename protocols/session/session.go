@@ -126,8 +126,8 @@ func newSession(owner *Endpoint, e *signal.Established, c Conduit, now time.Time
 		id: e.ID, peer: e.Peer, initiator: e.Initiator, suite: e.Suite, contract: e.Contract, protocols: e.Protocols,
 		names:  Names{e.ID.String(), string(e.Peer.Agent), e.Peer.Address.String(), e.Suite.String()},
 		opened: now, owner: owner, send: mine, recv: theirs, done: make(chan struct{}),
-		calls:   calls{waiting: make(map[uint64]chan result), limit: e.Contract.MaxPending},
-		inbox:   inbox{working: make(map[uint64]context.CancelFunc), limit: e.Contract.MaxPending},
+		calls:   calls{waiting: make(map[uint64]waiting), limit: e.Contract.MaxPending},
+		inbox:   inbox{working: make(map[uint64]working), limit: e.Contract.MaxPending},
 		channel: newChannel(c, now),
 	}
 	s.counters.heard.Store(now.UnixNano())
