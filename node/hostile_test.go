@@ -95,8 +95,8 @@ func (s *siege) lift(t *testing.T) {
 	if err := s.failed.Load(); err != nil {
 		t.Errorf("an honest call failed meanwhile: %v", *err)
 	}
-	if s.calls.Load() < 10 {
-		t.Errorf("only %d honest calls meanwhile", s.calls.Load())
+	if s.calls.Load() == 0 {
+		t.Error("no honest call got through meanwhile")
 	}
 	check(t, s.honest.call(t.Context(), s.target))
 	if lines := s.target.logs.All()[s.logged:]; len(lines) > leftLines {

@@ -85,12 +85,13 @@ func (p *program) bench(ctx context.Context, cfg bench.Config) (err error) {
 	if err := p.showValue(r, func(g *page) { printReport(g, r) }); err != nil {
 		return err
 	}
-	for name, met := range r.Targets {
-		if !met {
-			return wire.Errorf(wire.Internal, "bench: %s misses its target", name)
+	var missed []error
+	for _, x := range r.Ratios {
+		if !x.Met {
+			missed = append(missed, fmt.Errorf("%s is %.2f, the target is %s", x.Name, x.Value, x.Target))
 		}
 	}
-	return nil
+	return errors.Join(missed...)
 }
 
 // runBench starts the server process and measures against it.
