@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"openmesh/node/config/form"
+	"openmesh/node/nearest"
 	"openmesh/protocols/wire"
 )
 
@@ -105,7 +106,7 @@ func (r *reader) environ(environ []string) {
 			r.set(k, k.parse(text, at))
 			continue
 		}
-		meant := nearest(name, slices.Sorted(maps.Keys(byEnv)))
+		meant := nearest.Word(name, slices.Sorted(maps.Keys(byEnv)))
 		if (meant != "" || r.inSection(name)) && !serviceLink.MatchString(entry) {
 			r.fail(at, "", "unknown key%s", didYouMean(meant))
 		}
@@ -149,7 +150,7 @@ func (r *reader) firstIn(section string) string {
 // suggest returns the key or section that was probably meant, or "".
 func (r *reader) suggest(name string) string {
 	known := append(slices.Sorted(maps.Keys(r.byName)), slices.Sorted(maps.Keys(r.sections))...)
-	if s := nearest(name, known); s != "" {
+	if s := nearest.Word(name, known); s != "" {
 		return s
 	}
 	// The right word in the wrong section.

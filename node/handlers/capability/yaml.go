@@ -14,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
+	"openmesh/node/nearest"
 	"openmesh/protocols/schema"
 	"openmesh/protocols/wire"
 )
@@ -129,37 +130,10 @@ func (d *document) mapping(n ast.Node, allowed ...string) map[string]ast.Node {
 
 // suggest is a hint for a misspelled word.
 func suggest(word string, allowed []string) string {
-	best, least := "", 3
-	for _, a := range allowed {
-		if n := distance(strings.ToLower(word), a); n < least {
-			best, least = a, n
-		}
-	}
-	if best != "" {
-		return fmt.Sprintf("Did you mean %q?", best)
+	if meant := nearest.Word(strings.ToLower(word), allowed); meant != "" {
+		return fmt.Sprintf("Did you mean %q?", meant)
 	}
 	return "Allowed: " + strings.Join(allowed, ", ") + "."
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // text returns a scalar as it is written; nil is empty.

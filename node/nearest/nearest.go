@@ -1,8 +1,9 @@
-package config
+// Package nearest guesses which word was meant by a misspelled one.
+package nearest
 
-// nearest returns the candidate that word was probably meant to be: the one
+// Word returns the candidate that word was probably meant to be: the one
 // with the fewest edits, if those are few for its length; or "".
-func nearest(word string, candidates []string) string {
+func Word(word string, candidates []string) string {
 	best, fewest := "", 1+max(1, min(len(word)/5, 4))
 	for _, c := range candidates {
 		if d := edits(word, c, fewest); d < fewest {
