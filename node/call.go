@@ -82,15 +82,17 @@ const coarse = 30 * time.Second
 // callBy makes the call by a deadline. If there is a session with the agent, and
 // time enough, it does without a timer of its own.
 func (n *Node) callBy(ctx context.Context, r *openmeshv1.CallRequest, key string, deadline time.Time) (*openmeshv1.CallResponse, error) {
+	attempt := 1
 	if c, ok := n.inSession(r); ok && time.Until(deadline) > coarse {
 		resp, err := n.callOne(ctx, c, r, key, deadline)
 		if err == nil || !n.mayRetry(c, err) {
 			return resp, err
 		}
+		attempt++
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	resp, err := n.callCandidates(ctx, r, key)
+	resp, err := n.callCandidates(ctx, r, key, attempt)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && wire.CodeOf(err) != wire.DeadlineExceeded {
 		err = wire.Errorf(wire.DeadlineExceeded, "%w", err).WithHint("a longer --timeout waits longer")
 	}
@@ -139,11 +141,12 @@ func unsupported(what string) error {
 }
 
 // callCandidates tries those whom the target names, and looks for them anew
-// between rounds: who could not be reached may be elsewhere by now.
-func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, key string) (*openmeshv1.CallResponse, error) {
+// between rounds: who could not be reached may be elsewhere by now. Its first
+// attempt has the number attempt.
+func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, key string, attempt int) (*openmeshv1.CallResponse, error) {
 	var wait *backoff.ExponentialBackOff
 	var last error
-	for attempt := 1; ; {
+	for {
 		candidates, err := n.candidates(ctx, r)
 		if err != nil {
 			return nil, cmp.Or(last, err)

@@ -63,9 +63,18 @@ func (w *watch) run() {
 				go w.owner.run(s, next)
 			}
 		})
-		if now.UnixNano()-w.last.Load() > int64(watchLinger) {
-			w.running.Store(false)
+		if w.idle(now) && w.rest(now) {
 			return
 		}
 	}
+}
+
+// idle reports whether no request has begun for a while.
+func (w *watch) idle(now time.Time) bool { return now.UnixNano()-w.last.Load() > int64(watchLinger) }
+
+// rest ends the watch, unless a request has begun just now: that one saw the watch
+// running and did not start it.
+func (w *watch) rest(now time.Time) bool {
+	w.running.Store(false)
+	return w.idle(now) || !w.running.CompareAndSwap(false, true)
 }

@@ -192,6 +192,10 @@ func (j job) run() {
 	defer j.cancel()
 	resp, err := s.handle(j.ctx, j.in)
 	s.quick.Store(time.Since(j.taken) < quickLimit)
+	// The answer is under way until it is written; the request's place is free
+	// before that, for who has the answer may send the next one.
+	s.answering.Add(1)
+	defer s.answering.Add(-1)
 	s.inbox.remove(j.in.ID)
 	if err == nil && resp == nil {
 		err = wire.Internal

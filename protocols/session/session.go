@@ -73,7 +73,8 @@ type Session struct {
 	calls      calls
 	inbox      inbox
 	counters   counters
-	quick      atomic.Bool // the last request was answered at once
+	answering  atomic.Int32 // answers being written
+	quick      atomic.Bool  // the last request was answered at once
 	reading    atomic.Pointer[reader]
 	done       chan struct{} // closed when the session is done
 
@@ -254,11 +255,11 @@ func (s *Session) Close(ctx context.Context) error {
 	return nil
 }
 
-// drain waits until no request is under way either way.
+// drain waits until no request or answer is under way either way.
 func (s *Session) drain(ctx context.Context) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for s.calls.len()+s.inbox.len() > 0 {
+	for s.calls.len()+s.inbox.len()+int(s.answering.Load()) > 0 {
 		select {
 		case <-tick.C:
 		case <-s.done:

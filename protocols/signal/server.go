@@ -150,7 +150,11 @@ func (s *Server) Confirm(p peer.ID, id ID, confirm []byte) (*Established, error)
 	if !ok || a.Peer.Peer != p || time.Now().After(a.expires) {
 		return nil, wire.Errorf(wire.NotFound, "no session awaits this confirm")
 	}
-	return a.Confirm(confirm)
+	est, err := a.Confirm(confirm)
+	if err != nil {
+		clear(a.Secret[:])
+	}
+	return est, err
 }
 
 // Open makes an offer to the agent responder at peer p and returns the session
