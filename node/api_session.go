@@ -79,9 +79,11 @@ func (n *Node) sessionMessage(i session.Info) *openmeshv1.SessionInfo {
 	}
 	if !i.State.Done() {
 		m.Expires = stamp(i.IdleAt)
-		m.Channels = append(m.Channels, &openmeshv1.Channel{
-			Kind: i.Path.Kind, Transport: i.Path.Transport, RttMs: millis(i.RTT), Loss: i.Loss, Addr: i.Path.Addr,
-		})
+		for _, c := range i.Channels {
+			m.Channels = append(m.Channels, &openmeshv1.Channel{
+				Kind: c.Path.Kind, Transport: c.Path.Transport, RttMs: millis(c.RTT), Loss: c.Loss, Addr: c.Path.Addr,
+			})
+		}
 	}
 	return m
 }

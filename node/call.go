@@ -359,7 +359,7 @@ func (n *Node) open(ctx context.Context, a identity.AgentID, p peer.AddrInfo) (*
 	if len(p.Addrs) > 0 {
 		n.host.Peerstore().AddAddrs(p.ID, p.Addrs, peerstore.TempAddrTTL)
 	}
-	s, err := n.sessions.Open(ctx, a, p.ID)
+	s, err := n.sessions.Open(ctx, session.Target{Agent: a, Route: session.Route{Peer: p.ID}}, session.Want{})
 	if err == nil {
 		n.seen.add(s.Peer())
 	}

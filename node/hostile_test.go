@@ -325,7 +325,7 @@ func TestThousandSessions(t *testing.T) {
 
 // hold sets a session up and leaves it there.
 func (s *stranger) hold(ctx context.Context, to *running) error {
-	est, confirm, err := signal.Open(ctx, s.host, to.Host().ID(), to.keys.Agent, s.signaling())
+	est, confirm, err := signal.Open(ctx, signal.Over(s.host, to.Host().ID(), 5*time.Second), to.keys.Agent, s.signaling().Terms(), s.signaling())
 	if err != nil {
 		return err
 	}
@@ -365,7 +365,7 @@ func TestHundredCallers(t *testing.T) {
 func echo(ctx context.Context, from *session.Endpoint, to *running) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	s, err := from.Open(ctx, to.keys.Agent, to.Host().ID())
+	s, err := from.Open(ctx, session.Target{Agent: to.keys.Agent, Route: session.Route{Peer: to.Host().ID()}}, session.Want{})
 	if err != nil {
 		return err
 	}
@@ -392,7 +392,7 @@ func TestCopiedAddressIsRefused(t *testing.T) {
 	if _, err := stream.Call(t.Context(), h, target.Host().ID(), descriptor.Protocol, ask, limits); !errors.Is(err, wire.Unauthenticated) {
 		t.Errorf("asking: %v, want unauthenticated", err)
 	}
-	_, _, err = signal.Open(t.Context(), h, target.Host().ID(), target.keys.Agent, (&stranger{liar, h}).signaling())
+	_, _, err = signal.Open(t.Context(), signal.Over(h, target.Host().ID(), 5*time.Second), target.keys.Agent, (&stranger{liar, h}).signaling().Terms(), (&stranger{liar, h}).signaling())
 	if !errors.Is(err, wire.Unauthenticated) {
 		t.Errorf("offering: %v, want unauthenticated", err)
 	}

@@ -83,7 +83,7 @@ func BenchmarkCall(b *testing.B) {
 	x, y := benchHosts(b)
 	ex, _ := benchEndpoint(b, x)
 	_, ay := benchEndpoint(b, y)
-	s, err := ex.Open(b.Context(), ay.Agent, y.ID())
+	s, err := ex.Open(b.Context(), session.Target{Agent: ay.Agent, Route: session.Route{Peer: y.ID()}}, session.Want{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func BenchmarkCall16(b *testing.B) {
 	x, y := benchHosts(b)
 	ex, _ := benchEndpoint(b, x)
 	_, ay := benchEndpoint(b, y)
-	s, err := ex.Open(b.Context(), ay.Agent, y.ID())
+	s, err := ex.Open(b.Context(), session.Target{Agent: ay.Agent, Route: session.Route{Peer: y.ID()}}, session.Want{})
 	if err != nil {
 		b.Fatal(err)
 	}

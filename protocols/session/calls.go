@@ -42,6 +42,9 @@ func (c *calls) begin(deadline time.Time) (uint64, chan result, error) {
 	if len(c.waiting) >= c.limit {
 		return 0, nil, wire.Errorf(wire.ResourceExhausted, "%d requests are pending in this session, its limit", c.limit)
 	}
+	if c.waiting == nil {
+		c.waiting = make(map[uint64]waiting)
+	}
 	c.last++
 	ch := c.channel()
 	c.waiting[c.last] = waiting{ch, deadline}
@@ -152,6 +155,9 @@ func (b *inbox) add(id uint64, w working) error {
 	}
 	if _, ok := b.working[id]; ok {
 		return wire.Malformed
+	}
+	if b.working == nil {
+		b.working = make(map[uint64]working)
 	}
 	b.working[id] = w
 	b.count.Store(int32(len(b.working)))

@@ -7,8 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
-	ma "github.com/multiformats/go-multiaddr"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"openmesh/protocols/wire"
 )
@@ -16,17 +15,19 @@ import (
 // Conduit is one underlying byte path to the peer: reliable and in order. It
 // need not be secret; who the peer is must have been checked.
 type Conduit interface {
-	io.ReadWriteCloser
+	io.ReadWriteCloser   // Close ends the writing side in order
 	Reset(wire.Code)     // unblocks Read and Write on both ends
+	Abandon()            // resets, and ends the connection below: it is taken for dead
 	Reserve(n int) error // accounts for n bytes of memory
 	Release(n int)
 	Path() Path
+	Peer() peer.ID // the host at the other end; empty if the conduit does not prove it
 }
 
 // Path says how a conduit reaches the peer.
 type Path struct {
 	Kind      string // direct, holepunched or relayed
-	Transport string // quic-v1, tcp, ws, wss, webtransport or webrtc-direct
+	Transport string // quic-v1, tcp, ws, wss, webtransport, webrtc-direct or grpc
 	Addr      string // remote multiaddr
 }
 
@@ -34,10 +35,19 @@ type Path struct {
 // else is writing, which saves a goroutine switch; frames that come meanwhile
 // gather and go out together.
 type channel struct {
+	id      uint32 // within the session and this side
+	mine    bool   // this side opened it
 	conduit Conduit
 	path    Path
 	opened  time.Time
 	health  health
+	heard   atomic.Int64 // when the last frame came, ns since the epoch
+	reading atomic.Pointer[reader]
+	has     uint64        // highest sequence sent over it that the peer has; guarded by the link
+	proven  atomic.Bool   // a frame of this session came over it
+	proof   chan struct{} // closed when proven
+	gone    chan struct{} // closed when it was given up
+	cause   atomic.Uint32 // why it was given up: a wire.Code
 
 	writing atomic.Int64 // since when a Write is under way, ns since the epoch; 0 if none
 
@@ -52,11 +62,30 @@ type channel struct {
 // maxQueue bounds the bytes that gather while a write is under way.
 const maxQueue = 1 << 20
 
-func newChannel(c Conduit, now time.Time) *channel {
-	ch := &channel{conduit: c, path: c.Path(), opened: now}
+func newChannel(c Conduit, mine bool, now time.Time) *channel {
+	ch := &channel{
+		conduit: c, path: c.Path(), mine: mine, opened: now, proof: make(chan struct{}), gone: make(chan struct{}),
+	}
 	ch.room = sync.NewCond(&ch.mu)
+	ch.heard.Store(now.UnixNano())
 	return ch
 }
+
+// hear takes note that a frame of the session came over the channel.
+func (c *channel) hear(now time.Time) {
+	c.heard.Store(now.UnixNano())
+	if !c.proven.Load() && c.proven.CompareAndSwap(false, true) {
+		close(c.proof)
+	}
+}
+
+// fail notes why the channel is about to be given up.
+func (c *channel) fail(cause wire.Code) { c.cause.CompareAndSwap(0, uint32(cause)) }
+
+// failure is why the channel was given up.
+func (c *channel) failure() wire.Code { return or(wire.Code(c.cause.Load()), wire.Unreachable) }
+
+func (c *channel) silent(now time.Time) time.Duration { return now.Sub(time.Unix(0, c.heard.Load())) }
 
 // write sends b and returns when the conduit or the queue has taken it; b is the
 // caller's again then. With company, other frames are about to come: it lets them
@@ -116,7 +145,7 @@ func (c *channel) flush(b []byte) error {
 	defer c.mu.Unlock()
 	switch {
 	case err != nil:
-		c.fail(err)
+		c.stop(err)
 	case len(c.queue) == 0:
 		c.rest()
 	default:
@@ -141,7 +170,7 @@ func (c *channel) drain() {
 		c.recycle(b)
 		if err != nil {
 			c.mu.Lock()
-			c.fail(err)
+			c.stop(err)
 			c.mu.Unlock()
 		}
 	}
@@ -175,8 +204,8 @@ func (c *channel) rest() {
 	c.room.Broadcast()
 }
 
-// fail ends all writing; c.mu is held.
-func (c *channel) fail(err error) {
+// stop ends all writing; c.mu is held.
+func (c *channel) stop(err error) {
 	if c.err == nil {
 		c.err = err
 	}
@@ -194,49 +223,15 @@ func (c *channel) finish() {
 	c.conduit.Close()
 }
 
+// idle reports whether nothing waits to be written.
+func (c *channel) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.busy && len(c.queue) == 0
+}
+
 // stalled reports whether one write has been under way for longer than limit.
 func (c *channel) stalled(now time.Time, limit time.Duration) bool {
 	since := c.writing.Load()
 	return since != 0 && now.UnixNano()-since > int64(limit)
-}
-
-// streamConduit makes a libp2p stream a conduit.
-type streamConduit struct {
-	network.Stream
-	path Path
-}
-
-func (s streamConduit) Reset(c wire.Code) { s.Stream.ResetWithError(network.StreamErrorCode(c)) }
-
-func (s streamConduit) Reserve(n int) error {
-	return s.Scope().ReserveMemory(n, network.ReservationPriorityMedium)
-}
-
-func (s streamConduit) Release(n int) { s.Scope().ReleaseMemory(n) }
-
-func (s streamConduit) Path() Path { return s.path }
-
-// PathOf tells how a libp2p connection reaches its peer.
-func PathOf(c network.Conn) Path {
-	addr := c.RemoteMultiaddr()
-	p := Path{Kind: "direct", Addr: addr.String(), Transport: transportOf(addr)}
-	if _, err := addr.ValueForProtocol(ma.P_CIRCUIT); err == nil {
-		p.Kind = "relayed"
-	}
-	return p
-}
-
-func transportOf(addr ma.Multiaddr) string {
-	name := "unknown"
-	for _, part := range addr {
-		switch part.Protocol().Code {
-		case ma.P_CIRCUIT:
-			return name // of the relay's own address
-		case ma.P_TCP:
-			name = "tcp"
-		case ma.P_WS, ma.P_WSS, ma.P_QUIC_V1, ma.P_WEBTRANSPORT, ma.P_WEBRTC_DIRECT:
-			name = part.Protocol().Name
-		}
-	}
-	return name
 }

@@ -5,18 +5,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
-	"pgregory.net/rapid"
 
 	"openmesh/protocols/identity"
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
@@ -35,6 +36,8 @@ func (t *tape) Reset(c wire.Code)        { t.reset = c }
 func (t *tape) Reserve(n int) error      { return nil }
 func (t *tape) Release(int)              {}
 func (t *tape) Path() Path               { return Path{Kind: "direct"} }
+func (t *tape) Peer() peer.ID            { return "" }
+func (t *tape) Abandon()                 {}
 
 // side is one end of a session whose frames a test carries by hand.
 type side struct {
@@ -62,15 +65,15 @@ func newSide(t testing.TB, secret byte, initiator bool) *side {
 		ID: signal.ID{secret}, Peer: &identity.Certificate{Agent: "peer"}, Initiator: initiator,
 		Suite: signal.Suites()[0], Contract: signal.DefaultContract(), Secret: [32]byte{secret},
 	}
-	s, err := newSession(owner, est, sd.out, time.Now())
+	ch := newChannel(sd.out, initiator, time.Now())
+	s, err := owner.establish(est, ch, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	sd.in.channel = ch
 	if est.Secret != [32]byte{} {
 		t.Error("the session's secret was not erased")
 	}
-	s.move(Establishing, 0)
-	s.move(Active, 0)
 	sd.Session = s
 	return sd
 }
@@ -125,7 +128,7 @@ func TestFrameAttacks(t *testing.T) {
 	binary.BigEndian.PutUint32(laterEpoch[18:], 1)
 	hostile := [][]byte{
 		foreign, relabelled, reflected, laterEpoch,
-		frames[0][:overhead-1], {}, append(bytes.Clone(frames[0]), 0), frames[1][:len(frames[1])-1],
+		frames[0][:seal.Overhead-1], {}, append(bytes.Clone(frames[0]), 0), frames[1][:len(frames[1])-1],
 	}
 	for bit := range 12 {
 		f := bytes.Clone(frames[2])
@@ -133,12 +136,12 @@ func TestFrameAttacks(t *testing.T) {
 		hostile = append(hostile, f)
 	}
 	for i, f := range hostile {
-		b.counters.rejected.Store(0) // this test is about each frame, not their number
+		b.in.rejected = 0 // this test is about each frame, not their number
 		if err := b.feed(f); err != nil || len(b.got) != 0 {
 			t.Fatalf("hostile frame %d: %v, got %q", i, err, b.got)
 		}
 	}
-	b.counters.rejected.Store(0)
+	b.in.rejected = 0
 	for _, i := range []int{2, 0, 0, 1, 2, 1} { // reordered and replayed
 		if err := b.feed(frames[i]); err != nil {
 			t.Fatal(err)
@@ -172,7 +175,7 @@ func TestFrameLengthIsBounded(t *testing.T) {
 		want error
 	}{
 		{binary.AppendUvarint(nil, 1<<40), wire.TooLarge},
-		{binary.AppendUvarint(nil, uint64(4<<20+maxMeta+overhead+1)), wire.TooLarge},
+		{binary.AppendUvarint(nil, uint64(4<<20+maxMeta+seal.Overhead+1)), wire.TooLarge},
 		{[]byte{0x80, 0x00}, wire.Malformed},
 		{[]byte{100, 1, 2, 3}, io.ErrUnexpectedEOF},
 	} {
@@ -180,82 +183,6 @@ func TestFrameLengthIsBounded(t *testing.T) {
 			t.Errorf("%x: %v, want %v", tc.in, err, tc.want)
 		}
 	}
-}
-
-// Golden frames for other implementations: what the initiator of the session with
-// id 01 00 … and secret 07 07 … sends as its ninth frame, the data "x".
-func TestGoldenFrames(t *testing.T) {
-	t.Parallel()
-	for aead, want := range map[uint16]string{
-		signal.AES256GCM:        "010101000000000000000000000000000000000000000000000000000009c65f86ab45a9eabbae63b8b536cd00cac8",
-		signal.ChaCha20Poly1305: "0101010000000000000000000000000000000000000000000000000000093fde9c3fc8f4390fe7e90a1202f0d05a1a",
-	} {
-		suite := signal.Suite{KEM: signal.X25519MLKEM768, KDF: signal.HKDFSHA256, AEAD: aead}
-		initiator, _, err := deriveSealers(suite, bytes.Repeat([]byte{7}, 32), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		frame := append(make([]byte, headerSize, headerSize+1+tagSize), 'x')
-		header{typ: typeData, session: signal.ID{1}, sequence: 9}.put(frame)
-		if got := hex.EncodeToString(initiator.seal(frame, 9)); got != want {
-			t.Errorf("AEAD %#04x: frame %s, want %s", aead, got, want)
-		}
-	}
-}
-
-// No two directions or epochs share an IV, and a frame opens only with the key of
-// its direction and the number it was sealed with.
-func TestKeysDifferByDirectionAndEpoch(t *testing.T) {
-	t.Parallel()
-	secret := bytes.Repeat([]byte{7}, 32)
-	seen := map[[12]byte]string{}
-	for _, suite := range signal.Suites()[:2] {
-		for epoch := range uint32(3) {
-			a, b, err := deriveSealers(suite, secret, epoch)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for name, s := range map[string]*sealer{"initiator": a, "responder": b} {
-				if suite == signal.Suites()[0] {
-					if other, ok := seen[s.iv]; ok {
-						t.Errorf("epoch %d %s has the IV of %s", epoch, name, other)
-					}
-					seen[s.iv] = name
-				}
-			}
-			frame := make([]byte, headerSize, 64)
-			frame = a.seal(append(frame, "x"...), 9)
-			if _, err := b.open(bytes.Clone(frame), 9); err == nil {
-				t.Error("the other direction's key opens the frame")
-			}
-			if _, err := a.open(bytes.Clone(frame), 10); err == nil {
-				t.Error("another sequence number opens the frame")
-			}
-		}
-	}
-}
-
-// The filter agrees with a plain set of what was seen, for any order of numbers.
-func TestReplayFilterAgainstModel(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		var f replayFilter
-		seen := map[uint64]bool{}
-		at := uint64(1)
-		for range rapid.IntRange(1, 300).Draw(t, "n") {
-			step := rapid.OneOf(rapid.Int64Range(-5, 5), rapid.Int64Range(-window-70, window+70)).Draw(t, "step")
-			seq := uint64(max(int64(at)+step, 0))
-			want := seq > 0 && !seen[seq] && (seq > f.newest || f.newest-seq < window)
-			if got := f.fresh(seq); got != want {
-				t.Fatalf("fresh(%d) = %v with newest %d, want %v", seq, got, f.newest, want)
-			}
-			if want {
-				f.mark(seq)
-				seen[seq] = true
-				at = max(at, seq)
-			}
-		}
-	})
 }
 
 // Every pair of states: the table alone decides, nothing leaves a final state,
@@ -284,20 +211,18 @@ func TestTransitionTable(t *testing.T) {
 // whatever type it seals, nothing panics.
 func FuzzSealedPlaintext(f *testing.F) {
 	req, _ := proto.Marshal(&sessionpb.Request{Id: 1, Capability: "x", Body: []byte("{}"), Timeout: 5})
-	f.Add(byte(typeRequest), req)
-	f.Add(byte(typeClose), []byte{8, 1})
-	f.Add(byte(typePong), make([]byte, 8))
+	f.Add(byte(seal.Request), req)
+	f.Add(byte(seal.Close), []byte{8, 1})
+	f.Add(byte(seal.Pong), make([]byte, 8))
 	f.Fuzz(func(t *testing.T, typ byte, plain []byte) {
 		if len(plain) > 1<<16 {
 			return
 		}
 		a, b := newSides(t, 1)
-		a.post(frameType(typ), plain)
-		a.channel.mu.Lock()
-		for a.channel.busy {
-			a.channel.room.Wait()
+		a.post(a.in.channel, seal.Type(typ), plain)
+		for !a.in.channel.idle() {
+			runtime.Gosched()
 		}
-		a.channel.mu.Unlock()
 		for _, fr := range a.frames(t) {
 			b.feed(fr)
 		}
@@ -319,22 +244,4 @@ func FuzzReceive(f *testing.F) {
 			t.Errorf("data %q out of bytes that no key sealed", b.got)
 		}
 	})
-}
-
-func BenchmarkSealOpen(bm *testing.B) {
-	for name, size := range map[string]int{"256B": 256, "64KiB": 64 << 10} {
-		bm.Run(name, func(bm *testing.B) {
-			s, err := deriveSealer(signal.Suites()[0], bytes.Repeat([]byte{7}, 32), "initiator", 0)
-			if err != nil {
-				bm.Fatal(err)
-			}
-			buf := make([]byte, headerSize+size, headerSize+size+tagSize)
-			bm.SetBytes(int64(size))
-			for seq := uint64(1); bm.Loop(); seq++ {
-				if _, err := s.open(s.seal(buf, seq), seq); err != nil {
-					bm.Fatal(err)
-				}
-			}
-		})
-	}
 }

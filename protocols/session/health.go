@@ -27,6 +27,14 @@ func (h *health) ping(now time.Time) uint64 {
 	return h.sent
 }
 
+// due reports whether it is time for a ping: one at the beginning, so that the
+// round-trip time is known, then every interval.
+func (h *health) due(now time.Time, interval time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sent == 0 || now.Sub(h.at[h.sent%outstanding]) >= interval
+}
+
 // pong takes the answer to a ping into account. A token that is not outstanding
 // is ignored.
 func (h *health) pong(token uint64, now time.Time) {

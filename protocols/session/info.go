@@ -21,9 +21,7 @@ type Info struct {
 	Contract       signal.Contract
 	Protocols      []signal.AppProtocol
 	Epoch          uint32
-	Path           Path
-	RTT            time.Duration // smoothed; 0 while unknown
-	Loss           float64       // share of recent pings without answer
+	Channels       []ChannelInfo // the one in use first
 	Pending        int           // requests under way, both ways
 	Sent, Received uint64        // frames
 	Rejected       uint64        // frames dropped
@@ -32,19 +30,45 @@ type Info struct {
 	History        []Event
 }
 
+// ChannelInfo describes a channel of a session.
+type ChannelInfo struct {
+	Path   Path
+	RTT    time.Duration // smoothed; 0 while unknown
+	Loss   float64       // share of recent pings without answer
+	Opened time.Time
+}
+
 // Info returns the session as it is now.
 func (s *Session) Info() Info {
-	rtt, loss := s.channel.health.read()
+	ends := s.ends.Load()
+	i := Info{
+		ID: s.id, Peer: ends.peer, Initiator: ends.initiator, Suite: ends.suite, Contract: s.contract, Protocols: s.protocols,
+		Channels: s.channels(), Pending: s.calls.len() + s.inbox.len(),
+		Sent: s.counters.sent.Load(), Received: s.counters.received.Load(), Rejected: s.counters.rejected.Load(),
+		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.owner.cfg.IdleTimeout),
+	}
+	if keys := s.link.opener(); keys != nil {
+		i.Epoch = keys.Epoch()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Info{
-		ID: s.id, Peer: s.peer, Initiator: s.initiator, State: s.state, Reason: s.reason,
-		Suite: s.suite, Contract: s.contract, Protocols: s.protocols, Path: s.channel.path, RTT: rtt, Loss: loss,
-		Pending: s.calls.len() + s.inbox.len(),
-		Sent:    s.counters.sent.Load(), Received: s.counters.received.Load(), Rejected: s.counters.rejected.Load(),
-		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.owner.cfg.IdleTimeout),
-		History: append([]Event(nil), s.history...),
+	i.State, i.Reason, i.History = s.state, s.reason, append([]Event(nil), s.history...)
+	return i
+}
+
+func (s *Session) channels() []ChannelInfo {
+	var infos []ChannelInfo
+	current := s.link.current.Load()
+	for _, ch := range s.link.all() {
+		rtt, loss := ch.health.read()
+		info := ChannelInfo{ch.path, rtt, loss, ch.opened}
+		if ch == current {
+			infos = append([]ChannelInfo{info}, infos...)
+		} else {
+			infos = append(infos, info)
+		}
 	}
+	return infos
 }
 
 // Sessions returns the sessions there are, newest first; with ended, also those

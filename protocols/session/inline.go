@@ -16,7 +16,7 @@ const quickLimit = 200 * time.Microsecond
 func (s *Session) inline(j job, r *reader) bool {
 	r.since.Store(j.taken.UnixNano())
 	r.state.Store(readerRunning)
-	s.owner.watch.begin(s, r)
+	s.owner.watch.begin(r)
 	j.run()
 	return r.state.CompareAndSwap(readerRunning, readerFree)
 }
@@ -28,6 +28,7 @@ type watch struct {
 	running atomic.Bool
 	last    atomic.Int64 // when a request began last, ns since the epoch
 	owner   *Endpoint
+	slow    []held // of one round; kept for reuse
 }
 
 const (
@@ -35,13 +36,10 @@ const (
 	watchLinger   = time.Second          // how long the watch goes on without a request
 )
 
-func (w *watch) begin(s *Session, r *reader) {
+func (w *watch) begin(r *reader) {
 	w.last.Store(r.since.Load())
-	if s.reading.Load() != r {
-		s.reading.Store(r)
-	}
 	if !w.running.Load() && w.running.CompareAndSwap(false, true) {
-		w.owner.group.Go(w.run)
+		w.owner.start(w.run)
 	}
 }
 
@@ -55,18 +53,33 @@ func (w *watch) run() {
 		case <-w.owner.work.Done():
 			return
 		}
-		w.owner.each(func(s *Session) {
-			if r := s.reading.Load(); r != nil && now.UnixNano()-r.since.Load() > int64(watchInterval) &&
-				r.state.CompareAndSwap(readerRunning, readerTaken) {
-				next := &reader{Reader: r.Reader, seen: r.seen}
-				s.reading.Store(next)
-				go w.owner.run(s, next)
-			}
-		})
+		w.relieve(now)
 		if w.idle(now) && w.rest(now) {
 			return
 		}
 	}
+}
+
+// relieve lets other goroutines read on where a request takes long.
+func (w *watch) relieve(now time.Time) {
+	w.slow = w.slow[:0]
+	w.owner.each(func(s *Session) {
+		for _, ch := range s.link.all() {
+			r := ch.reading.Load()
+			if r != nil && now.UnixNano()-r.since.Load() > int64(watchInterval) && r.state.CompareAndSwap(readerRunning, readerTaken) {
+				w.slow = append(w.slow, held{s, r})
+			}
+		}
+	})
+	for _, h := range w.slow {
+		w.owner.follow(h.session, &reader{Reader: h.reader.Reader, channel: h.reader.channel, rejected: h.reader.rejected})
+	}
+}
+
+// held is a reader whose goroutine is busy with a request.
+type held struct {
+	session *Session
+	reader  *reader
 }
 
 // idle reports whether no request has begun for a while.

@@ -13,13 +13,14 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/stream"
 	"openmesh/protocols/wire"
 )
 
 // maxRejected is how many frames that do not open a channel may carry before it
-// is reset: on a path in order an honest peer sends none.
+// is given up: an honest peer sends none.
 const maxRejected = 16
 
 // largeFrame is the size from which a frame's memory is accounted for before it
@@ -29,8 +30,9 @@ const largeFrame = 64 << 10
 // reader is what reading a channel needs. One goroutine owns it at a time.
 type reader struct {
 	*bufio.Reader
-	seen replayFilter
-	next job // the request just received, if any; for the owner to start
+	channel  *channel
+	rejected int // frames that did not open
+	next     job // the request just received, if any; for the owner to start
 
 	// What the owner does: free, or running a request; taken, once another
 	// goroutine owns the reader.
@@ -44,14 +46,21 @@ const (
 	readerTaken
 )
 
+// broken is an error that ends the session, not only the channel: the peer broke
+// the protocol, or ended the session itself.
+type broken struct {
+	code   wire.Code // 0: ended in order
+	byPeer bool
+}
+
+func (b broken) Error() string { return "session ended: " + b.code.String() }
+
 // receive reads frames until the channel ends, or until another goroutine has
 // taken the reader over: then it reports false.
 func (s *Session) receive(r *reader) bool {
 	for {
-		err := s.receiveFrame(r)
-		if err != nil {
-			s.log("channel ended", zap.Error(err))
-			s.end(Terminated, lostReason(err), false)
+		if err := s.receiveFrame(r); err != nil {
+			s.ended(r.channel, err)
 			return true
 		}
 		j := r.next
@@ -67,7 +76,25 @@ func (s *Session) receive(r *reader) bool {
 	}
 }
 
-// lostReason says why a channel that ended with err ended its session.
+// ended acts on the end of a channel: err ends the session or only the channel.
+func (s *Session) ended(ch *channel, err error) {
+	s.log("channel ended", zap.String("transport", ch.path.Transport), zap.Error(err))
+	var b broken
+	switch {
+	case errors.As(err, &b) && b.code == 0:
+		if s.move(Draining, 0) == nil {
+			s.end(Closed, 0, false)
+		}
+	case errors.As(err, &b):
+		s.end(Terminated, b.code, !b.byPeer)
+	case errors.Is(err, io.EOF) && s.resting():
+		s.drop(ch) // parked by the peer
+	default:
+		s.lost(ch, lostReason(err))
+	}
+}
+
+// lostReason says why a channel ended with err.
 func lostReason(err error) wire.Code {
 	var c wire.Code
 	if errors.As(stream.RemoteError(err), &c) {
@@ -77,36 +104,54 @@ func lostReason(err error) wire.Code {
 }
 
 func (s *Session) receiveFrame(r *reader) error {
-	n, err := wire.ReadLength(r.Reader, s.contract.MaxMessageBytes+maxMeta+overhead)
+	n, err := wire.ReadLength(r.Reader, s.maxFrame())
 	if err != nil {
 		return readError(err)
 	}
 	if n >= largeFrame {
-		if err := s.channel.conduit.Reserve(n); err != nil {
-			return fmt.Errorf("%w: %w", wire.SessionClosed, err)
+		if err := r.channel.conduit.Reserve(n); err != nil {
+			return fmt.Errorf("%w: %w", wire.ResourceExhausted, err)
 		}
-		defer s.channel.conduit.Release(n)
+		defer r.channel.conduit.Release(n)
 	}
 	frame := pool.Get(n)
 	defer pool.Put(frame)
 	if _, err := io.ReadFull(r, frame); err != nil {
 		return err
 	}
-	s.owner.stats.received(s.channel.path.Kind, n)
-	h, plain, err := s.open(frame, &r.seen)
-	if err != nil {
-		if s.counters.rejected.Add(1) > maxRejected {
+	s.owner.stats.received(r.channel.path.Kind, n)
+	h, plain, err := s.open(frame)
+	switch {
+	case err == nil:
+	case errors.Is(err, wire.Replayed) || errors.Is(err, seal.ErrStale):
+		return nil // sent again, and both arrived
+	default:
+		s.counters.rejected.Add(1)
+		if r.rejected++; r.rejected > maxRejected {
 			return err
 		}
 		return nil
 	}
 	now := time.Now()
-	s.counters.heard.Store(now.UnixNano())
+	r.channel.hear(now)
 	s.counters.received.Add(1)
-	if h.typ != typePing && h.typ != typePong {
+	if h.Type.Reliable() {
 		s.counters.used.Store(now.UnixNano())
+		if s.link.owe(n) {
+			s.acknowledge()
+		}
 	}
 	return s.dispatch(r, h, plain, now)
+}
+
+func (s *Session) maxFrame() int { return s.contract.MaxMessageBytes + maxMeta + seal.Overhead }
+
+func (s *Session) open(frame []byte) (seal.Header, []byte, error) {
+	keys := s.link.opener()
+	if keys == nil {
+		return seal.Header{}, nil, wire.Unauthenticated
+	}
+	return keys.Open(frame)
 }
 
 func readError(err error) error {
@@ -119,44 +164,23 @@ func readError(err error) error {
 	return err
 }
 
-// open authenticates a frame and returns its plaintext. Nothing changes unless it
-// is a new frame of this session.
-func (s *Session) open(frame []byte, seen *replayFilter) (header, []byte, error) {
-	h, err := parseHeader(frame)
-	if err != nil {
-		return h, nil, err
-	}
-	if h.session != s.id || h.epoch != 0 {
-		return h, nil, wire.Unauthenticated
-	}
-	if !seen.fresh(h.sequence) {
-		return h, nil, wire.Replayed
-	}
-	plain, err := s.recv.open(frame, h.sequence)
-	if err != nil {
-		return h, nil, err
-	}
-	seen.mark(h.sequence)
-	return h, plain, nil
-}
-
 // dispatch acts on an authenticated frame. Its error ends the session: the peer
 // broke the protocol, or closed.
-func (s *Session) dispatch(r *reader, h header, plain []byte, now time.Time) error {
-	switch h.typ {
-	case typeRequest:
+func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time) error {
+	switch h.Type {
+	case seal.Request:
 		m := new(sessionpb.Request)
 		if err := unmarshal(plain, m); err != nil {
 			return err
 		}
 		r.next = s.take(m)
-	case typeResponse:
+	case seal.Response:
 		m := new(sessionpb.Response)
 		if err := unmarshal(plain, m); err != nil {
 			return err
 		}
 		s.calls.finish(m.Id, result{response: &Response{Encoding(m.Encoding), m.Body}})
-	case typeError:
+	case seal.Error:
 		m := new(sessionpb.Error)
 		if err := unmarshal(plain, m); err != nil {
 			return err
@@ -166,46 +190,118 @@ func (s *Session) dispatch(r *reader, h header, plain []byte, now time.Time) err
 		} else {
 			s.calls.finish(m.Id, result{err: s.failed(m)})
 		}
-	case typeData:
+	case seal.Data:
 		if s.owner.cfg.Data != nil {
 			s.owner.cfg.Data(s, plain)
 		}
-	case typePing:
+	default:
+		return s.control(r.channel, h.Type, plain, now)
+	}
+	return nil
+}
+
+// control acts on a frame that is about the session itself.
+func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time) error {
+	switch t {
+	case seal.Ping:
 		if len(plain) == 8 {
-			s.post(typePong, plain)
+			s.post(ch, seal.Pong, plain)
 		}
-	case typePong:
+	case seal.Pong:
 		if len(plain) == 8 {
-			s.channel.health.pong(binary.BigEndian.Uint64(plain), now)
+			ch.health.pong(binary.BigEndian.Uint64(plain), now)
 		}
-	case typeClose:
-		return s.closedByPeer(plain)
+	case seal.Received:
+		m := new(sessionpb.Received)
+		if err := unmarshal(plain, m); err != nil {
+			return err
+		}
+		s.link.received(receivedOf(m))
+	case seal.Rebind:
+		return s.rebound(ch, plain)
+	case seal.Rekey:
+		return s.rekey(plain, now)
+	case seal.Close:
+		return closedByPeer(plain)
 	}
 	return nil
 }
 
 func unmarshal(plain []byte, m proto.Message) error {
-	if err := proto.Unmarshal(plain, m); err != nil {
-		return fmt.Errorf("%w: %w", wire.Malformed, err)
+	if proto.Unmarshal(plain, m) != nil {
+		return broken{code: wire.Malformed}
 	}
 	return nil
 }
 
-// closedByPeer ends the session as the peer's close frame says. An orderly close
-// passes through draining: the peer has no request under way, nor have we.
-func (s *Session) closedByPeer(plain []byte) error {
+// closedByPeer is the end of the session that the peer's close frame asks for.
+func closedByPeer(plain []byte) error {
 	m := new(sessionpb.Close)
 	if err := unmarshal(plain, m); err != nil {
 		return err
 	}
-	if m.Code == 0 {
-		if s.move(Draining, 0) == nil {
-			s.end(Closed, 0, false)
+	code := wire.Code(m.Code)
+	if m.Code != 0 && !code.Known() {
+		code = wire.SessionClosed
+	}
+	return broken{code: code, byPeer: true}
+}
+
+// rekey takes the peer's part of a change of keys.
+func (s *Session) rekey(plain []byte, now time.Time) error {
+	m := new(sessionpb.Rekey)
+	if err := unmarshal(plain, m); err != nil {
+		return err
+	}
+	reply, err := s.link.opener().Answer(m, now)
+	if err != nil {
+		s.log("rekey failed", zap.Error(err))
+		return broken{code: wire.PolicyViolation}
+	}
+	if reply != nil {
+		s.offer(seal.Rekey, reply)
+	} else if ch := s.link.current.Load(); ch != nil {
+		s.ping(ch, now) // shows the peer that this side has the new keys
+	}
+	return nil
+}
+
+// receivedOf returns what a Received says: the newest frame and the gaps, the most
+// recent first. Gaps that make no sense are left out.
+func receivedOf(m *sessionpb.Received) (newest uint64, missing []seal.Range) {
+	last := m.GetNewest() + 1
+	for i := 0; i+1 < len(m.GetMissing()) && i < 2*maxGaps; i += 2 {
+		r := seal.Range{First: m.Missing[i], Last: m.Missing[i+1]}
+		if r.First > r.Last || r.Last >= last {
+			break
 		}
-		return io.EOF
+		missing, last = append(missing, r), r.First
 	}
-	if code := wire.Code(m.Code); code.Known() {
-		return code
+	return m.GetNewest(), missing
+}
+
+// received is what this side tells the peer that it has.
+func (s *Session) received() *sessionpb.Received {
+	m := new(sessionpb.Received)
+	keys := s.link.opener()
+	if keys == nil {
+		return m
 	}
-	return wire.SessionClosed
+	newest, missing := keys.Received(maxGaps)
+	m.Newest = newest
+	for _, r := range missing {
+		m.Missing = append(m.Missing, r.First, r.Last)
+	}
+	return m
+}
+
+// acknowledge tells the peer what this side has, so that it need not keep it.
+func (s *Session) acknowledge() {
+	ch := s.link.current.Load()
+	if ch == nil || !s.link.paid() {
+		return
+	}
+	if b, err := proto.Marshal(s.received()); err == nil {
+		s.post(ch, seal.Received, b)
+	}
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/proto"
 
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/wire"
 )
@@ -72,7 +72,7 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 	if err != nil {
 		return nil, 0, err
 	}
-	err = s.message(typeRequest, &sessionpb.Request{
+	err = s.message(seal.Request, &sessionpb.Request{
 		Id: id, Capability: r.Capability, Version: r.Version, Timeout: remaining(ctx, r.Deadline), Encoding: sessionpb.Encoding(r.Encoding),
 		Traceparent: r.Traceparent, Tracestate: r.Tracestate, CorrelationId: r.CorrelationID, IdempotencyKey: r.IdempotencyKey,
 		Body: r.Body,
@@ -110,17 +110,17 @@ func (s *Session) giveUp(ctx context.Context, id uint64) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		code = wire.DeadlineExceeded
 	}
-	if err := s.message(typeError, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}); err != nil {
+	if err := s.message(seal.Error, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}); err != nil {
 		s.log("cancel not sent", zap.Error(err))
 	}
 	if code == wire.DeadlineExceeded {
 		return s.late()
 	}
-	return wire.Errorf(code, "call to %s was cancelled", s.peer.Agent)
+	return wire.Errorf(code, "call to %s was cancelled", s.Peer().Agent)
 }
 
 func (s *Session) late() error {
-	return wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", s.peer.Agent).
+	return wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", s.Peer().Agent).
 		WithHint("the agent may still be working; a longer --timeout waits for it")
 }
 
@@ -129,10 +129,7 @@ func (s *Session) expire(now time.Time) {
 	s.inbox.expire(now)
 	for _, id := range s.calls.overdue(now) {
 		s.calls.finish(id, result{err: s.late()})
-		m := &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true}
-		if b, err := proto.Marshal(m); err == nil {
-			s.post(typeError, b)
-		}
+		s.offer(seal.Error, &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true})
 	}
 }
 
@@ -209,7 +206,7 @@ func (j job) run() {
 		return
 	}
 	s.owner.stats.served.Add(1)
-	if err := s.message(typeResponse, &sessionpb.Response{Id: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding), Body: resp.Body}); err != nil {
+	if err := s.message(seal.Response, &sessionpb.Response{Id: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding), Body: resp.Body}); err != nil {
 		s.log("response not sent", zap.Error(err))
 	}
 }
@@ -235,7 +232,7 @@ func (s *Session) refuse(id uint64, err error) {
 	if errors.As(err, &e) {
 		m.Pointers = e.Pointers[:min(len(e.Pointers), maxPointers)]
 	}
-	if err := s.message(typeError, m); err != nil {
+	if err := s.message(seal.Error, m); err != nil {
 		s.log("error not sent", zap.Error(err))
 	}
 }
@@ -259,7 +256,7 @@ func (s *Session) failed(m *sessionpb.Error) error {
 	if !code.Known() {
 		code = wire.Internal
 	}
-	e := wire.Errorf(code, "%s answered %s", s.peer.Agent, code)
+	e := wire.Errorf(code, "%s answered %s", s.Peer().Agent, code)
 	e.Pointers = m.Pointers[:min(len(m.Pointers), maxPointers)]
 	return e
 }

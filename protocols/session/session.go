@@ -1,39 +1,30 @@
 // Package session is work between two agents: sealed frames over one or several
 // channels, requests with deadlines, an end that says why.
 //
-// A session is set up by package signal. Its initiator opens a stream of
-// [Protocol] and writes one message in the clear, Attach: the session id and the
-// signal Confirm. All that follows, both ways, are sealed frames:
+// A session is set up by package signal. Its initiator opens a channel, such as a
+// stream of [Protocol], and writes one message in the clear, Attach: the session
+// id and the signal Confirm. All that follows, both ways, are frames, each with
+// its length as a uvarint in front: at most the contract's MaxMessageBytes and
+// maxMeta for what goes with a message. Package seal has their form and keys. A
+// frame that does not open, or was seen before, changes nothing. Plaintexts are
+// the messages of sessionpb.
 //
-//	length    uvarint     of what follows; at most the contract's MaxMessageBytes
-//	                      and maxMeta for what goes with a message
-//	version   1 byte      1
-//	type      1 byte      data, request, response, error, ping, pong, close, …
-//	session   16 bytes
-//	epoch     4 bytes     big-endian; counts key changes
-//	sequence  8 bytes     big-endian; counts frames of one direction from 1
-//	sealed    …           AEAD of the plaintext; all but length is associated data
+// A session outlives its channels. Either side may open another one at any time:
 //
-// Each direction and epoch has a key of its own, from the session's secret by
-// HKDF-Expand (RFC 5869, SHA-256); the nonce is made as in TLS 1.3:
+//	Attach{session}, Rebind{what it received}  ──────▶
+//	             ◀──────  Received, and whatever was lost, sent again
 //
-//	key    32 bytes for "openmesh/session/v1/<initiator|responder>/<epoch>/key"
-//	iv     12 bytes for "openmesh/session/v1/<initiator|responder>/<epoch>/iv"
-//	nonce  iv XOR sequence, in its last 8 bytes
+// What was sent and not received is kept by its sender until then, so requests,
+// responses and streams survive the change. A channel that is silent for too long
+// or fails is given up at once for another one, or for a new one over whatever
+// transport still works. A session that nobody uses is parked: it has no channel
+// until somebody does.
 //
-// A frame that does not
-// open, or was seen before, changes nothing; a window of 4096 frames tolerates
-// reordering. Plaintexts are the messages of sessionpb; a data frame's is the
-// bytes sent.
-//
-// States: see [State] and the table transitions. Delivery is at most once: a
-// request has one answer, or fails; [wire.Code.Retry] tells whether it is known
-// to have had no effect.
+// States: see [State] and the table transitions.
 package session
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -44,6 +35,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/identity"
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
@@ -58,30 +50,43 @@ const maxMeta = 8 << 10
 // Session is one session. Its methods are safe for concurrent use.
 type Session struct {
 	id        signal.ID
-	peer      *identity.Certificate
-	initiator bool
-	suite     signal.Suite
 	contract  signal.Contract
 	protocols []signal.AppProtocol
 	opened    time.Time
-	names     Names
+	exclusive bool                 // whoever opened it has it for himself
+	ends      atomic.Pointer[ends] // as the last signaling left them
 
 	owner      *Endpoint
-	send, recv *sealer
-	sequence   atomic.Uint64 // of the last frame sent
-	channel    *channel
+	link       *link
 	calls      calls
 	inbox      inbox
 	counters   counters
-	answering  atomic.Int32 // answers being written
-	quick      atomic.Bool  // the last request was answered at once
-	reading    atomic.Pointer[reader]
-	done       chan struct{} // closed when the session is done
+	answering  atomic.Int32         // answers being written
+	quick      atomic.Bool          // the last request was answered at once
+	connecting atomic.Bool          // somebody is opening a channel
+	path       atomic.Pointer[Path] // of the last channel used
+	done       chan struct{}        // closed when the session is done
 
 	mu      sync.Mutex
 	state   State
 	reason  wire.Code // why it was terminated
 	history []Event
+}
+
+// ends are who and how the two sides are since the last signaling.
+type ends struct {
+	peer       *identity.Certificate
+	initiator  bool // this side made the offer
+	suite      signal.Suite
+	names      Names
+	transports []signal.Transport // of the peer
+}
+
+func endsOf(e *signal.Established) *ends {
+	return &ends{
+		peer: e.Peer, initiator: e.Initiator, suite: e.Suite, transports: e.Transports,
+		names: Names{e.ID.String(), string(e.Peer.Agent), e.Peer.Address.String(), e.Suite.String()},
+	}
 }
 
 // Names are the texts by which a session and its peer are spoken of, made once:
@@ -97,7 +102,6 @@ type Names struct {
 type counters struct {
 	sent, received atomic.Uint64 // frames
 	rejected       atomic.Uint64 // frames that did not open or were seen before
-	heard          atomic.Int64  // when the last frame came, ns since the epoch
 	used           atomic.Int64  // when last something other than keepalive went either way
 }
 
@@ -114,39 +118,47 @@ type Event struct {
 const maxHistory = 32
 
 // newSession makes a session from what signaling agreed, and erases the secret.
-func newSession(owner *Endpoint, e *signal.Established, c Conduit, now time.Time) (*Session, error) {
-	mine, theirs, err := deriveSealers(e.Suite, e.Secret[:], 0)
-	clear(e.Secret[:])
+func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session, error) {
+	s := &Session{
+		id: e.ID, contract: e.Contract, protocols: e.Protocols,
+		opened: now, owner: owner, done: make(chan struct{}),
+		calls: calls{limit: e.Contract.MaxPending},
+		inbox: inbox{limit: e.Contract.MaxPending},
+	}
+	keys, err := s.newKeys(e, now)
 	if err != nil {
 		return nil, err
 	}
-	if !e.Initiator {
-		mine, theirs = theirs, mine
-	}
-	s := &Session{
-		id: e.ID, peer: e.Peer, initiator: e.Initiator, suite: e.Suite, contract: e.Contract, protocols: e.Protocols,
-		names:  Names{e.ID.String(), string(e.Peer.Agent), e.Peer.Address.String(), e.Suite.String()},
-		opened: now, owner: owner, send: mine, recv: theirs, done: make(chan struct{}),
-		calls:   calls{waiting: make(map[uint64]waiting), limit: e.Contract.MaxPending},
-		inbox:   inbox{working: make(map[uint64]working), limit: e.Contract.MaxPending},
-		channel: newChannel(c, now),
-	}
-	s.counters.heard.Store(now.UnixNano())
+	s.ends.Store(endsOf(e))
+	s.link = newLink(keys)
+	s.path.Store(new(Path))
 	s.counters.used.Store(now.UnixNano())
 	return s, nil
+}
+
+func (s *Session) newKeys(e *signal.Established, now time.Time) (*seal.Keys, error) {
+	return seal.New(seal.Config{
+		Session: e.ID, Suite: e.Suite, Initiator: e.Initiator,
+		Interval: e.Contract.RekeyInterval, Frames: s.owner.cfg.RekeyFrames, Bytes: s.owner.cfg.RekeyBytes,
+	}, &e.Secret, now)
 }
 
 // ID returns the session's id.
 func (s *Session) ID() signal.ID { return s.id }
 
 // Peer returns the certificate of the agent at the other end.
-func (s *Session) Peer() *identity.Certificate { return s.peer }
+func (s *Session) Peer() *identity.Certificate { return s.ends.Load().peer }
 
 // Names returns the session's and its peer's names.
-func (s *Session) Names() Names { return s.names }
+func (s *Session) Names() Names { return s.ends.Load().names }
 
-// Path returns how the session's channel reaches the peer.
-func (s *Session) Path() Path { return s.channel.path }
+// Contract returns the terms that both sides agreed to.
+func (s *Session) Contract() signal.Contract { return s.contract }
+
+func (s *Session) isInitiator() bool { return s.ends.Load().initiator }
+
+// Path returns how the session reaches the peer, or did last.
+func (s *Session) Path() Path { return *s.path.Load() }
 
 // Done is closed when the session has ended.
 func (s *Session) Done() <-chan struct{} { return s.done }
@@ -160,7 +172,7 @@ func (s *Session) move(to State, reason wire.Code) error {
 		s.mu.Unlock()
 		return err
 	}
-	ev := Event{Session: s.id, Agent: s.peer.Agent, From: from, To: to, Reason: reason, At: time.Now()}
+	ev := Event{Session: s.id, Agent: s.Peer().Agent, From: from, To: to, Reason: reason, At: time.Now()}
 	s.state, s.reason = next, reason
 	s.history = append(s.history, ev)
 	if len(s.history) > maxHistory {
@@ -180,10 +192,9 @@ func (s *Session) Send(data []byte) error {
 	if len(data) > s.contract.MaxMessageBytes {
 		return s.tooLarge(len(data))
 	}
-	buf := pool.Get(maxPrefix + overhead + len(data))
-	defer pool.Put(buf)
-	n := copy(buf[maxPrefix+headerSize:], data)
-	return s.write(typeData, buf[:maxPrefix+headerSize+n])
+	plain := pool.Get(len(data))
+	copy(plain, data)
+	return s.write(seal.Data, plain)
 }
 
 func (s *Session) tooLarge(n int) error {
@@ -191,54 +202,67 @@ func (s *Session) tooLarge(n int) error {
 		WithHint("raise session.max_message_bytes on both sides, or send less at a time")
 }
 
-// message seals m as a frame of type t and writes it.
-func (s *Session) message(t frameType, m proto.Message) error {
-	size := proto.Size(m)
-	buf := pool.Get(maxPrefix + overhead + size)
-	defer pool.Put(buf)
-	b, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf[:maxPrefix+headerSize], m)
+// message seals m as a frame of type t and sends it.
+func (s *Session) message(t seal.Type, m proto.Message) error {
+	plain, err := marshal(m)
 	if err != nil {
-		return fmt.Errorf("encode frame: %w", err)
+		return err
 	}
-	return s.write(t, b)
+	return s.write(t, plain)
 }
 
-// write seals buf, whose plaintext starts after room for length and header, and
-// writes it as one frame.
-func (s *Session) write(t frameType, buf []byte) error {
-	frame := s.seal(t, buf)
-	if t != typePing && t != typePong {
-		s.counters.used.Store(time.Now().UnixNano())
+// marshal serializes m into a buffer of the pool.
+func marshal(m proto.Message) ([]byte, error) {
+	buf := pool.Get(proto.Size(m))
+	b, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf[:0], m)
+	if err != nil {
+		return nil, fmt.Errorf("encode frame: %w", err)
+	}
+	return b, nil
+}
+
+// write sends plain, a buffer of the pool that becomes the link's, as one frame.
+// It waits while too much is on its way. That the channel fails is no error: the
+// frame goes over the next one.
+func (s *Session) write(t seal.Type, plain []byte) error {
+	s.counters.used.Store(time.Now().UnixNano())
+	s.counters.sent.Add(1)
+	n, ok, failed := s.link.send(t, plain, s.crowded(), true)
+	switch {
+	case !ok:
+		return wire.Errorf(wire.SessionClosed, "session %s with %s has ended", s.id, s.Peer().Agent)
+	case failed != nil:
+		s.lost(failed, wire.Unreachable)
+	case n == 0:
+		s.wake()
+	}
+	s.owner.stats.sent(s.path.Load().Kind, n)
+	return nil
+}
+
+// offer is write for those who must not wait; it reports whether the frame was
+// taken.
+func (s *Session) offer(t seal.Type, m proto.Message) bool {
+	plain, err := marshal(m)
+	if err != nil {
+		return false
+	}
+	ok, queued := s.link.queue(t, plain)
+	if ok && !queued {
+		s.wake()
 	}
 	s.counters.sent.Add(1)
-	s.owner.stats.sent(s.channel.path.Kind, len(frame))
-	if err := s.channel.write(frame, s.crowded()); err != nil {
-		return wire.Errorf(wire.SessionClosed, "write to %s: %w", s.peer.Agent, err)
-	}
-	return nil
+	return ok
 }
 
 // crowded reports whether several requests are under way, so that frames come in
 // company.
 func (s *Session) crowded() bool { return s.calls.len()+s.inbox.len() > 1 }
 
-func (s *Session) seal(t frameType, buf []byte) []byte {
-	seq := s.sequence.Add(1)
-	frame := buf[maxPrefix:]
-	header{typ: t, session: s.id, sequence: seq}.put(frame)
-	frame = s.send.seal(frame, seq)
-	var length [maxPrefix]byte
-	n := binary.PutUvarint(length[:], uint64(len(frame)))
-	start := maxPrefix - n
-	copy(buf[start:], length[:n])
-	return buf[start : maxPrefix+len(frame)]
-}
-
-// post seals a short message and queues it without waiting.
-func (s *Session) post(t frameType, plain []byte) {
-	buf := append(make([]byte, maxPrefix+headerSize, maxPrefix+overhead+len(plain)), plain...)
-	s.channel.post(s.seal(t, buf))
+// post queues a frame that speaks of channel ch, without waiting.
+func (s *Session) post(ch *channel, t seal.Type, plain []byte) {
 	s.counters.sent.Add(1)
+	s.link.post(ch, t, plain)
 }
 
 // Close ends the session in order: nothing new begins, what is under way ends or
@@ -279,29 +303,42 @@ func (s *Session) end(to State, reason wire.Code, tell bool) {
 	if s.move(to, reason) != nil {
 		return
 	}
-	err := wire.Errorf(wire.SessionClosed, "session %s with %s ended", s.id, s.peer.Agent)
+	err := wire.Errorf(wire.SessionClosed, "session %s with %s ended", s.id, s.Peer().Agent)
 	switch {
 	case reason == wire.ResourceExhausted && !tell && s.counters.received.Load() == 0:
 		// The peer refused the channel: it has seen none of our requests.
-		err = wire.Errorf(reason, "%s takes no more sessions now", s.peer.Agent)
+		err = wire.Errorf(reason, "%s takes no more sessions now", s.Peer().Agent)
 	case reason != 0:
-		err = wire.Errorf(wire.SessionClosed, "session %s with %s was terminated: %w", s.id, s.peer.Agent, reason)
+		err = wire.Errorf(wire.SessionClosed, "session %s with %s was terminated: %w", s.id, s.Peer().Agent, reason)
 	}
 	s.calls.refuse(err, true)
 	s.inbox.refuse(true)
-	if tell {
-		b, merr := proto.Marshal(&sessionpb.Close{Code: uint32(reason)})
-		if merr == nil {
-			s.post(typeClose, b)
+	if ch := s.link.current.Load(); tell && ch != nil {
+		if b, merr := proto.Marshal(&sessionpb.Close{Code: uint32(reason)}); merr == nil {
+			s.post(ch, seal.Close, b)
 		}
 	}
+	for _, ch := range s.link.close() {
+		s.release(ch, tell, reason)
+	}
+}
+
+// release ends a channel that the link has given up.
+func (s *Session) release(ch *channel, gently bool, reason wire.Code) {
+	close(ch.gone)
+	s.owner.channels.Add(-1)
+	s.finish(ch, gently, reason)
+}
+
+// finish closes a channel once all that was queued is written, or resets it.
+func (s *Session) finish(ch *channel, gently bool, reason wire.Code) {
 	// A peer that does not read must not keep the conduit open.
-	force := time.AfterFunc(5*time.Second, func() { s.channel.conduit.Reset(wire.SessionClosed) })
+	force := time.AfterFunc(5*time.Second, func() { ch.conduit.Reset(wire.SessionClosed) })
 	s.owner.group.Go(func() {
 		defer force.Stop()
-		s.channel.finish()
-		if !tell {
-			s.channel.conduit.Reset(or(reason, wire.SessionClosed))
+		ch.finish()
+		if !gently {
+			ch.conduit.Reset(or(reason, wire.SessionClosed))
 		}
 	})
 }
@@ -314,5 +351,5 @@ func or(c, def wire.Code) wire.Code {
 }
 
 func (s *Session) log(msg string, fields ...zap.Field) {
-	s.owner.cfg.Log.Debug(msg, append(fields, zap.Stringer("session", s.id), zap.String("agent", string(s.peer.Agent)))...)
+	s.owner.cfg.Log.Debug(msg, append(fields, zap.Stringer("session", s.id), zap.String("agent", string(s.Peer().Agent)))...)
 }

@@ -5,6 +5,8 @@ import (
 	"math"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"openmesh/protocols/signal/signalpb"
 	"openmesh/protocols/wire"
 )
@@ -50,6 +52,20 @@ type Contract struct {
 	RekeyInterval   time.Duration
 	MaxMessageBytes int // plaintext of one message
 	MaxPending      int // requests in flight, per direction
+	Retry           Retry
+	MessageRate     int // messages a second, per direction; 0: no limit
+	ByteRate        int // bytes a second, per direction; 0: no limit
+}
+
+// Retry is when a message without success is sent again: after Initial ×
+// Multiplierⁿ, at most MaxInterval, varied by ± Jitter of itself. The zero value
+// leaves it to the other side.
+type Retry struct {
+	Max         int // after the first attempt
+	Initial     time.Duration
+	Multiplier  float64
+	MaxInterval time.Duration
+	Jitter      float64 // 0 to 1
 }
 
 // DefaultContract holds the defaults of every term.
@@ -57,6 +73,7 @@ func DefaultContract() Contract {
 	return Contract{
 		QoS: AtMostOnce, TTL: 24 * time.Hour, AckTimeout: 10 * time.Second, Keepalive: 30 * time.Second,
 		RekeyInterval: 5 * time.Minute, MaxMessageBytes: 4 << 20, MaxPending: 1024,
+		Retry: Retry{Max: 5, Initial: 200 * time.Millisecond, Multiplier: 2, MaxInterval: 30 * time.Second, Jitter: 0.2},
 	}
 }
 
@@ -78,7 +95,26 @@ func (c Contract) Tighten(o Contract) (Contract, error) {
 	c.RekeyInterval = max(stricter(c.RekeyInterval, o.RekeyInterval), minRekey)
 	c.MaxMessageBytes = max(stricter(c.MaxMessageBytes, o.MaxMessageBytes), minMessage)
 	c.MaxPending = stricter(c.MaxPending, o.MaxPending)
+	c.Retry = c.Retry.tighten(o.Retry)
+	c.MessageRate, c.ByteRate = stricter(c.MessageRate, o.MessageRate), stricter(c.ByteRate, o.ByteRate)
 	return c, nil
+}
+
+// tighten returns the retries that burden the other side least: fewer and later.
+func (r Retry) tighten(o Retry) Retry {
+	if o == (Retry{}) {
+		return r
+	}
+	return Retry{
+		Max: min(r.Max, o.Max), Initial: max(r.Initial, o.Initial), Multiplier: max(r.Multiplier, o.Multiplier),
+		MaxInterval: max(r.MaxInterval, o.MaxInterval), Jitter: max(r.Jitter, o.Jitter),
+	}
+}
+
+// check reports whether r makes sense: what a peer says is used for timers.
+func (r Retry) check() bool {
+	return r.Max >= 0 && r.Max <= maxRetries && r.Initial >= time.Millisecond && r.Multiplier >= 1 && r.Multiplier <= 100 &&
+		r.MaxInterval >= r.Initial && r.Jitter >= 0 && r.Jitter <= 1
 }
 
 // Floors that keep a peer from wearing this node out by strict terms.
@@ -86,6 +122,7 @@ const (
 	minKeepalive = time.Second
 	minRekey     = time.Second
 	minMessage   = 1 << 10
+	maxRetries   = 1000
 )
 
 func stricter[T int | time.Duration](ours, theirs T) T {
@@ -99,7 +136,7 @@ func stricter[T int | time.Duration](ours, theirs T) T {
 // wire.Malformed if it leaves one open.
 func (c Contract) checkAnswer(answer Contract) error {
 	open := answer.QoS == 0 || answer.QoS > ExactlyOnce || answer.TTL <= 0 || answer.AckTimeout <= 0 || answer.Keepalive < minKeepalive ||
-		answer.RekeyInterval < minRekey || answer.MaxMessageBytes < minMessage || answer.MaxPending < 1
+		answer.RekeyInterval < minRekey || answer.MaxMessageBytes < minMessage || answer.MaxPending < 1 || !answer.Retry.check()
 	if open {
 		return wire.Errorf(wire.Malformed, "session contract: answer leaves a term open")
 	}
@@ -107,7 +144,9 @@ func (c Contract) checkAnswer(answer Contract) error {
 		exceeds(answer.TTL, c.TTL) || exceeds(answer.AckTimeout, c.AckTimeout) ||
 		exceeds(answer.Keepalive, max(c.Keepalive, minKeepalive)) && c.Keepalive != 0 ||
 		exceeds(answer.RekeyInterval, c.RekeyInterval) ||
-		exceeds(answer.MaxMessageBytes, c.MaxMessageBytes) || exceeds(answer.MaxPending, c.MaxPending)
+		exceeds(answer.MaxMessageBytes, c.MaxMessageBytes) || exceeds(answer.MaxPending, c.MaxPending) ||
+		c.Retry != (Retry{}) && answer.Retry.tighten(c.Retry) != answer.Retry ||
+		loosensRate(answer.MessageRate, c.MessageRate) || loosensRate(answer.ByteRate, c.ByteRate)
 	if looser {
 		return wire.Errorf(wire.PolicyViolation, "session contract: answer loosens the offer")
 	}
@@ -116,11 +155,54 @@ func (c Contract) checkAnswer(answer Contract) error {
 
 func exceeds[T int | time.Duration](answer, offer T) bool { return offer != 0 && answer > offer }
 
+// loosensRate is exceeds for limits of which 0 is none.
+func loosensRate(answer, offer int) bool { return offer != 0 && (answer == 0 || answer > offer) }
+
+// Marshal serializes the contract, for [ParseContract].
+func (c Contract) Marshal() []byte {
+	b, err := proto.Marshal(c.message())
+	if err != nil {
+		panic(err) // numbers always marshal
+	}
+	return b
+}
+
+// ParseContract reads what [Contract.Marshal] wrote; a term left open is an error.
+func ParseContract(b []byte) (Contract, error) {
+	var m signalpb.Contract
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return Contract{}, wire.Errorf(wire.Malformed, "session contract: %w", err)
+	}
+	c := contractOf(&m)
+	return c, c.checkAnswer(c)
+}
+
+func (r Retry) message() *signalpb.Retry {
+	if r == (Retry{}) {
+		return nil
+	}
+	return &signalpb.Retry{
+		Max: clamp(r.Max), Initial: millis(r.Initial), Multiplier: clamp(int(r.Multiplier*1000 + 0.5)),
+		MaxInterval: millis(r.MaxInterval), Jitter: clamp(int(r.Jitter*1000 + 0.5)),
+	}
+}
+
+func retryOf(m *signalpb.Retry) Retry {
+	if m == nil {
+		return Retry{}
+	}
+	return Retry{
+		Max: int(min(m.Max, math.MaxInt32)), Initial: time.Duration(m.Initial) * time.Millisecond, Multiplier: float64(m.Multiplier) / 1000,
+		MaxInterval: time.Duration(m.MaxInterval) * time.Millisecond, Jitter: float64(m.Jitter) / 1000,
+	}
+}
+
 func (c Contract) message() *signalpb.Contract {
 	return &signalpb.Contract{
 		Qos: signalpb.Contract_Qos(c.QoS), Ordered: c.Ordered, Persistent: c.Persistent,
 		Ttl: millis(c.TTL), AckTimeout: millis(c.AckTimeout), Keepalive: millis(c.Keepalive),
 		RekeyInterval: millis(c.RekeyInterval), MaxMessageBytes: clamp(c.MaxMessageBytes), MaxPending: clamp(c.MaxPending),
+		Retry: c.Retry.message(), MessageRate: clamp(c.MessageRate), ByteRate: clamp(c.ByteRate),
 	}
 }
 
@@ -134,10 +216,35 @@ func contractOf(m *signalpb.Contract) Contract {
 		QoS: q, Ordered: m.GetOrdered(), Persistent: m.GetPersistent(),
 		TTL: ms(m.GetTtl()), AckTimeout: ms(m.GetAckTimeout()), Keepalive: ms(m.GetKeepalive()),
 		RekeyInterval: ms(m.GetRekeyInterval()), MaxMessageBytes: int(min(m.GetMaxMessageBytes(), math.MaxInt32)),
-		MaxPending: int(min(m.GetMaxPending(), math.MaxInt32)),
+		MaxPending: int(min(m.GetMaxPending(), math.MaxInt32)), Retry: retryOf(m.GetRetry()),
+		MessageRate: int(min(m.GetMessageRate(), math.MaxInt32)), ByteRate: int(min(m.GetByteRate(), math.MaxInt32)),
 	}
 }
 
 func millis(d time.Duration) uint32 { return clamp(int(d / time.Millisecond)) }
 
 func clamp(n int) uint32 { return uint32(min(max(n, 0), math.MaxUint32)) }
+
+// With returns c with the terms of o that are not zero in their place.
+func (c Contract) With(o Contract) Contract {
+	set(&c.QoS, o.QoS)
+	set(&c.Ordered, o.Ordered)
+	set(&c.Persistent, o.Persistent)
+	set(&c.TTL, o.TTL)
+	set(&c.AckTimeout, o.AckTimeout)
+	set(&c.Keepalive, o.Keepalive)
+	set(&c.RekeyInterval, o.RekeyInterval)
+	set(&c.MaxMessageBytes, o.MaxMessageBytes)
+	set(&c.MaxPending, o.MaxPending)
+	set(&c.Retry, o.Retry)
+	set(&c.MessageRate, o.MessageRate)
+	set(&c.ByteRate, o.ByteRate)
+	return c
+}
+
+func set[T comparable](field *T, v T) {
+	var zero T
+	if v != zero {
+		*field = v
+	}
+}

@@ -41,6 +41,7 @@ func NewOffer(local Local, responder identity.AgentID, terms Terms, now time.Tim
 		Transports:  transportMessages(terms.Transports),
 		Protocols:   protocolMessages(terms.Protocols),
 		Contract:    terms.Contract.message(),
+		Resume:      terms.Resume.bytes(),
 	}
 	for _, s := range terms.Suites {
 		m.Suites = append(m.Suites, s.message())
@@ -112,6 +113,8 @@ func (i *Initiator) checkAnswer(a *signalpb.Answer, v *identity.Verifier) (*iden
 		return nil, wire.Errorf(wire.Replayed, "answer is to another offer")
 	case len(a.Nonce) != nonceSize || a.Version != Version:
 		return nil, wire.Errorf(wire.Malformed, "answer: nonce or version")
+	case !bytes.Equal(a.Resume, i.terms.Resume.bytes()):
+		return nil, wire.Errorf(wire.Malformed, "answer: another session than the one to go on with")
 	case !ok || !slices.Contains(i.terms.Suites, suite):
 		return nil, wire.Errorf(wire.Unsupported, "answer chose suite %s, which was not offered", suite)
 	}
@@ -136,7 +139,9 @@ func (i *Initiator) establish(a *signalpb.Answer, payload []byte, peer *identity
 	if err != nil {
 		return nil, transcript, fmt.Errorf("export session secret: %w", err)
 	}
-	return established(transcript, peer, true, a, secret, now), transcript, nil
+	est := established(transcript, peer, a, secret, now)
+	est.Initiator, est.Transports = true, transportsOf(a.Transports)
+	return est, transcript, nil
 }
 
 // Pending is the state of the side that answered. It serves one
@@ -149,8 +154,10 @@ type Pending struct {
 // Answer verifies an offer and returns the answer to send, with the session as
 // it will be once the initiator has confirmed. Admit is asked once the offer is
 // known to be from the initiator, with the SHA-256 of its payload; its error's
-// code is what the initiator learns.
-func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now time.Time, admit func(*identity.Certificate, [32]byte) error) (*Pending, []byte, error) {
+// code is what the initiator learns. For an offer to go on with a session, resume
+// gives the contract that it has with that agent, or refuses.
+func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now time.Time,
+	admit func(*identity.Certificate, [32]byte) error, resume func(*identity.Certificate, ID) (Contract, error)) (*Pending, []byte, error) {
 	var signed signalpb.Signed
 	if err := unmarshal(offer, &signed); err != nil {
 		return nil, nil, err
@@ -173,6 +180,12 @@ func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now ti
 	if err := admit(peer, sha256.Sum256(payload)); err != nil {
 		return nil, nil, err
 	}
+	if len(o.Resume) > 0 {
+		terms.Resume = ID(o.Resume)
+		if terms.Contract, err = resume(peer, terms.Resume); err != nil {
+			return nil, nil, err
+		}
+	}
 	return answer(local, &o, payload, peer, terms, now)
 }
 
@@ -189,6 +202,8 @@ func checkOffer(o *signalpb.Offer, local Local, peer *identity.Certificate, now 
 		return wire.Errorf(wire.Malformed, "offer: nonce of %d bytes", len(o.Nonce))
 	case len(o.Suites) > maxSuites || len(o.Keys) > maxSuites || len(o.Transports) > maxLists || len(o.Protocols) > maxLists:
 		return wire.Errorf(wire.Malformed, "offer: too many entries")
+	case len(o.Resume) != 0 && len(o.Resume) != len(ID{}):
+		return wire.Errorf(wire.Malformed, "offer: session id of %d bytes", len(o.Resume))
 	case !slices.Contains(o.Versions, Version):
 		return wire.Errorf(wire.Unsupported, "offer: no common protocol version")
 	}
@@ -221,6 +236,7 @@ func answer(local Local, o *signalpb.Offer, payload []byte, peer *identity.Certi
 		Version: Version, OfferHash: offerHash[:], Responder: string(local.Certificate.Agent),
 		Certificate: local.Certificate.Raw, Nonce: newNonce(), Suite: suite.message(), Enc: enc,
 		Transports: transportMessages(terms.Transports), Protocols: protocols, Contract: contract.message(),
+		Resume: terms.Resume.bytes(),
 	}
 	signed, answerPayload, err := sign(local, answerDomain, offerHash[:], m)
 	if err != nil {
@@ -231,7 +247,8 @@ func answer(local Local, o *signalpb.Offer, payload []byte, peer *identity.Certi
 	if err != nil {
 		return nil, nil, fmt.Errorf("export session secret: %w", err)
 	}
-	p := &Pending{*established(transcript, peer, false, m, secret, now), transcript}
+	p := &Pending{*established(transcript, peer, m, secret, now), transcript}
+	p.Transports = transportsOf(o.Transports)
 	reply, err := replyWith(signed)
 	return p, reply, err
 }
@@ -276,11 +293,14 @@ func (p *Pending) Confirm(confirm []byte) (*Established, error) {
 	return &p.Established, nil
 }
 
-func established(transcript hash, peer *identity.Certificate, initiator bool, a *signalpb.Answer, secret []byte, now time.Time) *Established {
+func established(transcript hash, peer *identity.Certificate, a *signalpb.Answer, secret []byte, now time.Time) *Established {
 	suite, _ := suiteOf(a.Suite)
 	e := &Established{
-		ID: idOf(transcript), Peer: peer, Initiator: initiator, Suite: suite, Contract: contractOf(a.Contract),
+		ID: idOf(transcript), Peer: peer, Suite: suite, Contract: contractOf(a.Contract),
 		Protocols: protocolsOf(a.Protocols), Secret: [32]byte(secret), At: now,
+	}
+	if len(a.Resume) == len(ID{}) {
+		e.ID, e.Resumed = ID(a.Resume), true
 	}
 	clear(secret)
 	return e

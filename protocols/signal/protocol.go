@@ -85,3 +85,14 @@ func transportMessages(ts []Transport) []*signalpb.Transport {
 	}
 	return ms
 }
+
+// maxAddrs bounds the addresses of one transport that are looked at.
+const maxAddrs = 16
+
+func transportsOf(ms []*signalpb.Transport) []Transport {
+	var ts []Transport
+	for _, m := range ms[:min(len(ms), maxSuites)] {
+		ts = append(ts, Transport{m.GetName(), m.GetAddrs()[:min(len(m.GetAddrs()), maxAddrs)]})
+	}
+	return ts
+}

@@ -24,6 +24,10 @@ type Config struct {
 	// Allow may refuse a session to an agent (session.open); nil allows all.
 	Allow func(*identity.Certificate) error
 
+	// Resume returns the contract of a session that this node has with the agent,
+	// which asks to go on with it; nil refuses all.
+	Resume func(*identity.Certificate, ID) (Contract, error)
+
 	PerPeer int // offers per second from one peer; default 20
 	Total   int // offers per second in all; default 200
 
@@ -83,8 +87,20 @@ func (s *Server) Run(ctx context.Context, m stream.Mux) {
 
 // handle answers one offer from peer p, or refuses it.
 func (s *Server) handle(_ context.Context, p peer.ID, offer []byte) ([]byte, error) {
+	return s.take(p, p, offer)
+}
+
+// Exchange answers one offer that came by other means than a stream of libp2p,
+// from a source that is limited as a peer would be, or refuses it.
+func (s *Server) Exchange(source string, offer []byte) ([]byte, error) {
+	return s.take(peer.ID(source), "", offer)
+}
+
+// take answers an offer of a source that is known to be host p, if that is not
+// empty.
+func (s *Server) take(source, p peer.ID, offer []byte) ([]byte, error) {
 	now := time.Now()
-	if !s.limits.allow(p, now) {
+	if !s.limits.allow(source, now) {
 		return nil, wire.Errorf(wire.ResourceExhausted, "too many offers")
 	}
 	answer, err := s.answer(p, offer, now)
@@ -97,7 +113,7 @@ func (s *Server) handle(_ context.Context, p peer.ID, offer []byte) ([]byte, err
 
 func (s *Server) answer(p peer.ID, offer []byte, now time.Time) ([]byte, error) {
 	admit := func(c *identity.Certificate, offerHash hash) error {
-		if c.Peer != p {
+		if p != "" && c.Peer != p {
 			return wire.Errorf(wire.Unauthenticated, "certificate is for peer %s, presented by %s", c.Peer, p)
 		}
 		if !s.seen.add(offerHash, now) {
@@ -108,11 +124,18 @@ func (s *Server) answer(p peer.ID, offer []byte, now time.Time) ([]byte, error) 
 		}
 		return s.cfg.Allow(c)
 	}
-	pending, answer, err := Answer(s.cfg.Local(), offer, s.cfg.Verifier, s.cfg.Terms(), now, admit)
+	pending, answer, err := Answer(s.cfg.Local(), offer, s.cfg.Verifier, s.cfg.Terms(), now, admit, s.resume)
 	if err != nil {
 		return nil, err
 	}
 	return answer, s.await(pending, now)
+}
+
+func (s *Server) resume(c *identity.Certificate, id ID) (Contract, error) {
+	if s.cfg.Resume == nil {
+		return Contract{}, wire.Errorf(wire.NotFound, "session %s to go on with", id)
+	}
+	return s.cfg.Resume(c, id)
 }
 
 func (s *Server) await(p *Pending, now time.Time) error {
@@ -138,35 +161,48 @@ func (s *Server) Sweep(now time.Time) {
 	}
 }
 
-// Confirm ends the exchange of session id with the Confirm that peer p sent. It
-// succeeds at most once for a session.
+// Confirm ends the exchange of session id with the Confirm that its initiator
+// sent, from host p if that is known. It succeeds at most once for a session.
 func (s *Server) Confirm(p peer.ID, id ID, confirm []byte) (*Established, error) {
 	s.mu.Lock()
 	a, ok := s.pending[id]
-	if ok && a.Peer.Peer == p {
-		delete(s.pending, id)
-	}
 	s.mu.Unlock()
-	if !ok || a.Peer.Peer != p || time.Now().After(a.expires) {
+	if !ok || p != "" && a.Peer.Peer != p || time.Now().After(a.expires) {
 		return nil, wire.Errorf(wire.NotFound, "no session awaits this confirm")
 	}
 	est, err := a.Confirm(confirm)
 	if err != nil {
-		clear(a.Secret[:])
+		return nil, err
 	}
-	return est, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending[id].Pending != a.Pending {
+		return nil, wire.Errorf(wire.NotFound, "the session was confirmed already")
+	}
+	delete(s.pending, id)
+	return est, nil
 }
 
-// Open makes an offer to the agent responder at peer p and returns the session
-// with the Confirm that opens its first channel. It takes one round trip on a
+// Exchange makes one request of the signaling protocol and returns the reply.
+type Exchange func(ctx context.Context, offer []byte) (reply []byte, err error)
+
+// Over returns the exchange on a stream to peer p.
+func Over(d stream.Dialer, p peer.ID, timeout time.Duration) Exchange {
+	lim := stream.Limits{Request: MaxMessage, Response: MaxMessage, Time: timeout}
+	return func(ctx context.Context, offer []byte) ([]byte, error) {
+		return stream.Call(ctx, d, p, Protocol, offer, lim)
+	}
+}
+
+// Open makes an offer of terms to the agent responder and returns the session with
+// the Confirm that opens its first channel. It takes one round trip on a
 // connection that is there.
-func Open(ctx context.Context, d stream.Dialer, p peer.ID, responder identity.AgentID, cfg Config) (*Established, []byte, error) {
-	i, offer, err := NewOffer(cfg.Local(), responder, cfg.Terms(), time.Now())
+func Open(ctx context.Context, exchange Exchange, responder identity.AgentID, terms Terms, cfg Config) (*Established, []byte, error) {
+	i, offer, err := NewOffer(cfg.Local(), responder, terms, time.Now())
 	if err != nil {
 		return nil, nil, err
 	}
-	lim := stream.Limits{Request: MaxMessage, Response: MaxMessage, Time: cfg.Timeout}
-	reply, err := stream.Call(ctx, d, p, Protocol, offer, lim)
+	reply, err := exchange(ctx, offer)
 	if err != nil {
 		return nil, nil, err
 	}

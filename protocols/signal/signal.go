@@ -33,6 +33,11 @@
 //	secret  = Export("openmesh/session/v1/secret" ‖ transcript, 32)
 //	session = first 16 bytes of SHA-256("openmesh/session/v1/id" ‖ transcript)
 //
+// An offer may name a session to go on with, whose keys were lost in a restart.
+// Then that is the session, its contract stays, and the secret is as fresh as that
+// of a new one. The other side agrees only if it knows the session, and as one
+// with the agent that now proves itself.
+//
 // Offers are answered within a window of [identity.ClockSkew] around their time
 // and once only. Limits: signaling messages 64 KiB; inbound offers by rate, per
 // peer and in all; unconfirmed sessions by number and [Config].Timeout.
@@ -70,6 +75,14 @@ type ID [16]byte
 // String returns the id as 32 hex digits.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
+// bytes returns the id as it travels; the zero id is none.
+func (id ID) bytes() []byte {
+	if id == (ID{}) {
+		return nil
+	}
+	return id[:]
+}
+
 // Local is this side: its certificate and the host key that it certifies.
 type Local struct {
 	Certificate *identity.Certificate
@@ -82,6 +95,10 @@ type Terms struct {
 	Contract   Contract
 	Transports []Transport
 	Protocols  []AppProtocol
+
+	// Resume, if not zero, is a session to go on with: then Contract is the one
+	// that it has.
+	Resume ID
 }
 
 // Transport is a way to open channels.
@@ -105,8 +122,11 @@ type Established struct {
 	Suite     Suite
 	Contract  Contract
 	Protocols []AppProtocol // with the version chosen
-	Secret    [32]byte      // erase after deriving keys
-	At        time.Time
+
+	Transports []Transport // of the other side, best first
+	Resumed    bool        // ID is of a session that was there before
+	Secret     [32]byte    // erase after deriving keys
+	At         time.Time
 }
 
 const (

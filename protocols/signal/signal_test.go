@@ -50,7 +50,7 @@ func (p *party) offer(t testing.TB, to *party) (*signal.Initiator, []byte) {
 }
 
 func (p *party) answer(offer []byte) (*signal.Pending, []byte, error) {
-	return signal.Answer(p.Local, offer, p.verifier, p.terms, now, func(*identity.Certificate, [32]byte) error { return nil })
+	return signal.Answer(p.Local, offer, p.verifier, p.terms, now, func(*identity.Certificate, [32]byte) error { return nil }, nil)
 }
 
 func (p *party) mustAnswer(t testing.TB, offer []byte) (*signal.Pending, []byte) {

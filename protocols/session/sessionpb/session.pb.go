@@ -72,12 +72,65 @@ func (Encoding) EnumDescriptor() ([]byte, []int) {
 	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{0}
 }
 
+type Notice_Effect int32
+
+const (
+	Notice_EFFECT_UNSPECIFIED Notice_Effect = 0
+	Notice_EFFECT_WARN        Notice_Effect = 1
+	Notice_EFFECT_THROTTLE    Notice_Effect = 2
+	Notice_EFFECT_TERMINATE   Notice_Effect = 3
+)
+
+// Enum value maps for Notice_Effect.
+var (
+	Notice_Effect_name = map[int32]string{
+		0: "EFFECT_UNSPECIFIED",
+		1: "EFFECT_WARN",
+		2: "EFFECT_THROTTLE",
+		3: "EFFECT_TERMINATE",
+	}
+	Notice_Effect_value = map[string]int32{
+		"EFFECT_UNSPECIFIED": 0,
+		"EFFECT_WARN":        1,
+		"EFFECT_THROTTLE":    2,
+		"EFFECT_TERMINATE":   3,
+	}
+)
+
+func (x Notice_Effect) Enum() *Notice_Effect {
+	p := new(Notice_Effect)
+	*p = x
+	return p
+}
+
+func (x Notice_Effect) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Notice_Effect) Descriptor() protoreflect.EnumDescriptor {
+	return file_session_sessionpb_session_proto_enumTypes[1].Descriptor()
+}
+
+func (Notice_Effect) Type() protoreflect.EnumType {
+	return &file_session_sessionpb_session_proto_enumTypes[1]
+}
+
+func (x Notice_Effect) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Notice_Effect.Descriptor instead.
+func (Notice_Effect) EnumDescriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{8, 0}
+}
+
 // Attach is the first message on a channel, in the clear.
 type Attach struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Session id, 16 bytes.
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	// The serialized signal Confirm, on the session's first channel only.
+	// The serialized signal Confirm, if signaling has just ended. If it is missing,
+	// the first frame must be a rebind.
 	Confirm       []byte `protobuf:"bytes,2,opt,name=confirm,proto3" json:"confirm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -428,6 +481,429 @@ func (x *Close) GetCode() uint32 {
 	return 0
 }
 
+// Received is the plaintext of a received frame: which frames arrived, so that
+// the others can be sent again.
+type Received struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Highest sequence number.
+	Newest uint64 `protobuf:"varint,1,opt,name=newest,proto3" json:"newest,omitempty"`
+	// Gaps below it, most recent first: pairs of first and last. The last gap may
+	// name more than is missing.
+	Missing       []uint64 `protobuf:"varint,2,rep,packed,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Received) Reset() {
+	*x = Received{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Received) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Received) ProtoMessage() {}
+
+func (x *Received) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Received.ProtoReflect.Descriptor instead.
+func (*Received) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Received) GetNewest() uint64 {
+	if x != nil {
+		return x.Newest
+	}
+	return 0
+}
+
+func (x *Received) GetMissing() []uint64 {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+// Rebind is the plaintext of a rebind frame: the first on a channel of a session
+// that is there already, and what moves a session to a channel.
+type Rebind struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Received *Received              `protobuf:"bytes,1,opt,name=received,proto3" json:"received,omitempty"`
+	// The sender sends here from now on, and asks the other side to.
+	Primary       bool `protobuf:"varint,2,opt,name=primary,proto3" json:"primary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rebind) Reset() {
+	*x = Rebind{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rebind) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rebind) ProtoMessage() {}
+
+func (x *Rebind) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rebind.ProtoReflect.Descriptor instead.
+func (*Rebind) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Rebind) GetReceived() *Received {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+func (x *Rebind) GetPrimary() bool {
+	if x != nil {
+		return x.Primary
+	}
+	return false
+}
+
+// Rekey is the plaintext of a rekey frame.
+type Rekey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new epoch: one above the newest.
+	Epoch uint32 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// From the session's initiator: HPKE public key of the suite's KEM.
+	PublicKey []byte `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// From its responder: HPKE encapsulated key.
+	Enc           []byte `protobuf:"bytes,3,opt,name=enc,proto3" json:"enc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rekey) Reset() {
+	*x = Rekey{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rekey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rekey) ProtoMessage() {}
+
+func (x *Rekey) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rekey.ProtoReflect.Descriptor instead.
+func (*Rekey) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Rekey) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Rekey) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *Rekey) GetEnc() []byte {
+	if x != nil {
+		return x.Enc
+	}
+	return nil
+}
+
+// Notice is the plaintext of a policy-notice frame: what the sender does about
+// the receiver's conduct.
+type Notice struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Effect Notice_Effect          `protobuf:"varint,1,opt,name=effect,proto3,enum=openmesh.session.v1.Notice_Effect" json:"effect,omitempty"`
+	// A code of the closed list in protocols/wire.
+	Code uint32 `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`
+	// For people.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Notice) GetEffect() Notice_Effect {
+	if x != nil {
+		return x.Effect
+	}
+	return Notice_EFFECT_UNSPECIFIED
+}
+
+func (x *Notice) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *Notice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Saved is a persistent session as a node stores it.
+type Saved struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Agent id and key certificate of the other side.
+	Agent       string `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
+	Certificate []byte `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Initiator   bool   `protobuf:"varint,4,opt,name=initiator,proto3" json:"initiator,omitempty"`
+	// Serialized signal contract.
+	Contract []byte `protobuf:"bytes,5,opt,name=contract,proto3" json:"contract,omitempty"`
+	// Application protocols with the version chosen.
+	Protocols []*SavedProtocol `protobuf:"bytes,6,rep,name=protocols,proto3" json:"protocols,omitempty"`
+	Epoch     uint32           `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Milliseconds since the Unix epoch.
+	Opened int64 `protobuf:"varint,8,opt,name=opened,proto3" json:"opened,omitempty"`
+	Used   int64 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
+	// Where the other side was reached last: multiaddrs.
+	Addrs []string `protobuf:"bytes,10,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	// Opened by name, not shared with calls.
+	Exclusive     bool `protobuf:"varint,11,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Saved) Reset() {
+	*x = Saved{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Saved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Saved) ProtoMessage() {}
+
+func (x *Saved) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Saved.ProtoReflect.Descriptor instead.
+func (*Saved) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Saved) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Saved) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *Saved) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *Saved) GetInitiator() bool {
+	if x != nil {
+		return x.Initiator
+	}
+	return false
+}
+
+func (x *Saved) GetContract() []byte {
+	if x != nil {
+		return x.Contract
+	}
+	return nil
+}
+
+func (x *Saved) GetProtocols() []*SavedProtocol {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
+}
+
+func (x *Saved) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Saved) GetOpened() int64 {
+	if x != nil {
+		return x.Opened
+	}
+	return 0
+}
+
+func (x *Saved) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Saved) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+func (x *Saved) GetExclusive() bool {
+	if x != nil {
+		return x.Exclusive
+	}
+	return false
+}
+
+type SavedProtocol struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SavedProtocol) Reset() {
+	*x = SavedProtocol{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SavedProtocol) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SavedProtocol) ProtoMessage() {}
+
+func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SavedProtocol.ProtoReflect.Descriptor instead.
+func (*SavedProtocol) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SavedProtocol) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SavedProtocol) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
 var File_session_sessionpb_session_proto protoreflect.FileDescriptor
 
 const file_session_sessionpb_session_proto_rawDesc = "" +
@@ -462,7 +938,43 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\bpointers\x18\x03 \x03(\tR\bpointers\x12\x16\n" +
 	"\x06cancel\x18\x04 \x01(\bR\x06cancel\"\x1b\n" +
 	"\x05Close\x12\x12\n" +
-	"\x04code\x18\x01 \x01(\rR\x04code*N\n" +
+	"\x04code\x18\x01 \x01(\rR\x04code\"<\n" +
+	"\bReceived\x12\x16\n" +
+	"\x06newest\x18\x01 \x01(\x04R\x06newest\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\x04R\amissing\"]\n" +
+	"\x06Rebind\x129\n" +
+	"\breceived\x18\x01 \x01(\v2\x1d.openmesh.session.v1.ReceivedR\breceived\x12\x18\n" +
+	"\aprimary\x18\x02 \x01(\bR\aprimary\"N\n" +
+	"\x05Rekey\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\rR\x05epoch\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x10\n" +
+	"\x03enc\x18\x03 \x01(\fR\x03enc\"\xce\x01\n" +
+	"\x06Notice\x12:\n" +
+	"\x06effect\x18\x01 \x01(\x0e2\".openmesh.session.v1.Notice.EffectR\x06effect\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\\\n" +
+	"\x06Effect\x12\x16\n" +
+	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vEFFECT_WARN\x10\x01\x12\x13\n" +
+	"\x0fEFFECT_THROTTLE\x10\x02\x12\x14\n" +
+	"\x10EFFECT_TERMINATE\x10\x03\"\xcb\x02\n" +
+	"\x05Saved\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
+	"\x05agent\x18\x02 \x01(\tR\x05agent\x12 \n" +
+	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12\x1c\n" +
+	"\tinitiator\x18\x04 \x01(\bR\tinitiator\x12\x1a\n" +
+	"\bcontract\x18\x05 \x01(\fR\bcontract\x12@\n" +
+	"\tprotocols\x18\x06 \x03(\v2\".openmesh.session.v1.SavedProtocolR\tprotocols\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\rR\x05epoch\x12\x16\n" +
+	"\x06opened\x18\b \x01(\x03R\x06opened\x12\x12\n" +
+	"\x04used\x18\t \x01(\x03R\x04used\x12\x14\n" +
+	"\x05addrs\x18\n" +
+	" \x03(\tR\x05addrs\x12\x1c\n" +
+	"\texclusive\x18\v \x01(\bR\texclusive\"=\n" +
+	"\rSavedProtocol\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion*N\n" +
 	"\bEncoding\x12\x18\n" +
 	"\x14ENCODING_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rENCODING_JSON\x10\x01\x12\x15\n" +
@@ -480,24 +992,34 @@ func file_session_sessionpb_session_proto_rawDescGZIP() []byte {
 	return file_session_sessionpb_session_proto_rawDescData
 }
 
-var file_session_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_session_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_session_sessionpb_session_proto_goTypes = []any{
-	(Encoding)(0),    // 0: openmesh.session.v1.Encoding
-	(*Attach)(nil),   // 1: openmesh.session.v1.Attach
-	(*Request)(nil),  // 2: openmesh.session.v1.Request
-	(*Response)(nil), // 3: openmesh.session.v1.Response
-	(*Error)(nil),    // 4: openmesh.session.v1.Error
-	(*Close)(nil),    // 5: openmesh.session.v1.Close
+	(Encoding)(0),         // 0: openmesh.session.v1.Encoding
+	(Notice_Effect)(0),    // 1: openmesh.session.v1.Notice.Effect
+	(*Attach)(nil),        // 2: openmesh.session.v1.Attach
+	(*Request)(nil),       // 3: openmesh.session.v1.Request
+	(*Response)(nil),      // 4: openmesh.session.v1.Response
+	(*Error)(nil),         // 5: openmesh.session.v1.Error
+	(*Close)(nil),         // 6: openmesh.session.v1.Close
+	(*Received)(nil),      // 7: openmesh.session.v1.Received
+	(*Rebind)(nil),        // 8: openmesh.session.v1.Rebind
+	(*Rekey)(nil),         // 9: openmesh.session.v1.Rekey
+	(*Notice)(nil),        // 10: openmesh.session.v1.Notice
+	(*Saved)(nil),         // 11: openmesh.session.v1.Saved
+	(*SavedProtocol)(nil), // 12: openmesh.session.v1.SavedProtocol
 }
 var file_session_sessionpb_session_proto_depIdxs = []int32{
-	0, // 0: openmesh.session.v1.Request.encoding:type_name -> openmesh.session.v1.Encoding
-	0, // 1: openmesh.session.v1.Response.encoding:type_name -> openmesh.session.v1.Encoding
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	0,  // 0: openmesh.session.v1.Request.encoding:type_name -> openmesh.session.v1.Encoding
+	0,  // 1: openmesh.session.v1.Response.encoding:type_name -> openmesh.session.v1.Encoding
+	7,  // 2: openmesh.session.v1.Rebind.received:type_name -> openmesh.session.v1.Received
+	1,  // 3: openmesh.session.v1.Notice.effect:type_name -> openmesh.session.v1.Notice.Effect
+	12, // 4: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
+	5,  // [5:5] is the sub-list for method output_type
+	5,  // [5:5] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_session_sessionpb_session_proto_init() }
@@ -510,8 +1032,8 @@ func file_session_sessionpb_session_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_sessionpb_session_proto_rawDesc), len(file_session_sessionpb_session_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   5,
+			NumEnums:      2,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

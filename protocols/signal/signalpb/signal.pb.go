@@ -156,7 +156,10 @@ type Offer struct {
 	// The session contract as the initiator wants it.
 	Contract *Contract `protobuf:"bytes,11,opt,name=contract,proto3" json:"contract,omitempty"`
 	// Options by name. A responder that does not know a critical one refuses.
-	Options       []*Option `protobuf:"bytes,12,rep,name=options,proto3" json:"options,omitempty"`
+	Options []*Option `protobuf:"bytes,12,rep,name=options,proto3" json:"options,omitempty"`
+	// A session to go on with, 16 bytes: its keys were lost in a restart. Both sides
+	// must be the agents that it was between; the contract is the one it had.
+	Resume        []byte `protobuf:"bytes,13,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -275,6 +278,13 @@ func (x *Offer) GetOptions() []*Option {
 	return nil
 }
 
+func (x *Offer) GetResume() []byte {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
 // Answer accepts an offer: responder to initiator.
 type Answer struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -291,8 +301,10 @@ type Answer struct {
 	// The version chosen for each application protocol.
 	Protocols []*AppProtocol `protobuf:"bytes,9,rep,name=protocols,proto3" json:"protocols,omitempty"`
 	// The session contract: as offered or tighter, never looser.
-	Contract      *Contract `protobuf:"bytes,10,opt,name=contract,proto3" json:"contract,omitempty"`
-	Options       []*Option `protobuf:"bytes,11,rep,name=options,proto3" json:"options,omitempty"`
+	Contract *Contract `protobuf:"bytes,10,opt,name=contract,proto3" json:"contract,omitempty"`
+	Options  []*Option `protobuf:"bytes,11,rep,name=options,proto3" json:"options,omitempty"`
+	// As in the offer.
+	Resume        []byte `protobuf:"bytes,12,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +412,13 @@ func (x *Answer) GetContract() *Contract {
 func (x *Answer) GetOptions() []*Option {
 	if x != nil {
 		return x.Options
+	}
+	return nil
+}
+
+func (x *Answer) GetResume() []byte {
+	if x != nil {
+		return x.Resume
 	}
 	return nil
 }
@@ -882,8 +901,12 @@ type Contract struct {
 	MaxMessageBytes uint32                 `protobuf:"varint,7,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
 	MaxPending      uint32                 `protobuf:"varint,8,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
 	Persistent      bool                   `protobuf:"varint,9,opt,name=persistent,proto3" json:"persistent,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Retry           *Retry                 `protobuf:"bytes,10,opt,name=retry,proto3" json:"retry,omitempty"`
+	// Of each direction: messages and bytes a second; 0 is no limit.
+	MessageRate   uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
+	ByteRate      uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Contract) Reset() {
@@ -979,6 +1002,109 @@ func (x *Contract) GetPersistent() bool {
 	return false
 }
 
+func (x *Contract) GetRetry() *Retry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *Contract) GetMessageRate() uint32 {
+	if x != nil {
+		return x.MessageRate
+	}
+	return 0
+}
+
+func (x *Contract) GetByteRate() uint32 {
+	if x != nil {
+		return x.ByteRate
+	}
+	return 0
+}
+
+// Retry says when a message without success is sent again.
+type Retry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Retries after the first attempt.
+	Max uint32 `protobuf:"varint,1,opt,name=max,proto3" json:"max,omitempty"`
+	// Milliseconds before the first one.
+	Initial uint32 `protobuf:"varint,2,opt,name=initial,proto3" json:"initial,omitempty"`
+	// How much longer each wait is, in thousandths.
+	Multiplier uint32 `protobuf:"varint,3,opt,name=multiplier,proto3" json:"multiplier,omitempty"`
+	// The longest wait, in milliseconds.
+	MaxInterval uint32 `protobuf:"varint,4,opt,name=max_interval,json=maxInterval,proto3" json:"max_interval,omitempty"`
+	// Random part of a wait, in thousandths.
+	Jitter        uint32 `protobuf:"varint,5,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry) Reset() {
+	*x = Retry{}
+	mi := &file_signal_signalpb_signal_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry) ProtoMessage() {}
+
+func (x *Retry) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_signalpb_signal_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry.ProtoReflect.Descriptor instead.
+func (*Retry) Descriptor() ([]byte, []int) {
+	return file_signal_signalpb_signal_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Retry) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Retry) GetInitial() uint32 {
+	if x != nil {
+		return x.Initial
+	}
+	return 0
+}
+
+func (x *Retry) GetMultiplier() uint32 {
+	if x != nil {
+		return x.Multiplier
+	}
+	return 0
+}
+
+func (x *Retry) GetMaxInterval() uint32 {
+	if x != nil {
+		return x.MaxInterval
+	}
+	return 0
+}
+
+func (x *Retry) GetJitter() uint32 {
+	if x != nil {
+		return x.Jitter
+	}
+	return 0
+}
+
 var File_signal_signalpb_signal_proto protoreflect.FileDescriptor
 
 const file_signal_signalpb_signal_proto_rawDesc = "" +
@@ -986,7 +1112,7 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\x1csignal/signalpb/signal.proto\x12\x12openmesh.signal.v1\"@\n" +
 	"\x06Signed\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xfc\x03\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x94\x04\n" +
 	"\x05Offer\x12\x1a\n" +
 	"\bversions\x18\x01 \x03(\rR\bversions\x12\x1c\n" +
 	"\tinitiator\x18\x02 \x01(\tR\tinitiator\x12\x1c\n" +
@@ -1002,7 +1128,8 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\tprotocols\x18\n" +
 	" \x03(\v2\x1f.openmesh.signal.v1.AppProtocolR\tprotocols\x128\n" +
 	"\bcontract\x18\v \x01(\v2\x1c.openmesh.signal.v1.ContractR\bcontract\x124\n" +
-	"\aoptions\x18\f \x03(\v2\x1a.openmesh.signal.v1.OptionR\aoptions\"\xc8\x03\n" +
+	"\aoptions\x18\f \x03(\v2\x1a.openmesh.signal.v1.OptionR\aoptions\x12\x16\n" +
+	"\x06resume\x18\r \x01(\fR\x06resume\"\xe0\x03\n" +
 	"\x06Answer\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1018,7 +1145,8 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\tprotocols\x18\t \x03(\v2\x1f.openmesh.signal.v1.AppProtocolR\tprotocols\x128\n" +
 	"\bcontract\x18\n" +
 	" \x01(\v2\x1c.openmesh.signal.v1.ContractR\bcontract\x124\n" +
-	"\aoptions\x18\v \x03(\v2\x1a.openmesh.signal.v1.OptionR\aoptions\")\n" +
+	"\aoptions\x18\v \x03(\v2\x1a.openmesh.signal.v1.OptionR\aoptions\x12\x16\n" +
+	"\x06resume\x18\f \x01(\fR\x06resume\")\n" +
 	"\aConfirm\x12\x1e\n" +
 	"\n" +
 	"transcript\x18\x01 \x01(\fR\n" +
@@ -1047,7 +1175,7 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\x06Option\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x1a\n" +
-	"\bcritical\x18\x03 \x01(\bR\bcritical\"\x9c\x03\n" +
+	"\bcritical\x18\x03 \x01(\bR\bcritical\"\x8d\x04\n" +
 	"\bContract\x122\n" +
 	"\x03qos\x18\x01 \x01(\x0e2 .openmesh.signal.v1.Contract.QosR\x03qos\x12\x18\n" +
 	"\aordered\x18\x02 \x01(\bR\aordered\x12\x10\n" +
@@ -1061,12 +1189,24 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"maxPending\x12\x1e\n" +
 	"\n" +
 	"persistent\x18\t \x01(\bR\n" +
-	"persistent\"]\n" +
+	"persistent\x12/\n" +
+	"\x05retry\x18\n" +
+	" \x01(\v2\x19.openmesh.signal.v1.RetryR\x05retry\x12!\n" +
+	"\fmessage_rate\x18\v \x01(\rR\vmessageRate\x12\x1b\n" +
+	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\"]\n" +
 	"\x03Qos\x12\x13\n" +
 	"\x0fQOS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10QOS_AT_MOST_ONCE\x10\x01\x12\x15\n" +
 	"\x11QOS_AT_LEAST_ONCE\x10\x02\x12\x14\n" +
-	"\x10QOS_EXACTLY_ONCE\x10\x03B-Z+openmesh/protocols/signal/signalpb;signalpbb\x06proto3"
+	"\x10QOS_EXACTLY_ONCE\x10\x03\"\x8e\x01\n" +
+	"\x05Retry\x12\x10\n" +
+	"\x03max\x18\x01 \x01(\rR\x03max\x12\x18\n" +
+	"\ainitial\x18\x02 \x01(\rR\ainitial\x12\x1e\n" +
+	"\n" +
+	"multiplier\x18\x03 \x01(\rR\n" +
+	"multiplier\x12!\n" +
+	"\fmax_interval\x18\x04 \x01(\rR\vmaxInterval\x12\x16\n" +
+	"\x06jitter\x18\x05 \x01(\rR\x06jitterB-Z+openmesh/protocols/signal/signalpb;signalpbb\x06proto3"
 
 var (
 	file_signal_signalpb_signal_proto_rawDescOnce sync.Once
@@ -1081,7 +1221,7 @@ func file_signal_signalpb_signal_proto_rawDescGZIP() []byte {
 }
 
 var file_signal_signalpb_signal_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_signal_signalpb_signal_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_signal_signalpb_signal_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_signal_signalpb_signal_proto_goTypes = []any{
 	(Contract_Qos)(0),   // 0: openmesh.signal.v1.Contract.Qos
 	(*Signed)(nil),      // 1: openmesh.signal.v1.Signed
@@ -1096,6 +1236,7 @@ var file_signal_signalpb_signal_proto_goTypes = []any{
 	(*AppProtocol)(nil), // 10: openmesh.signal.v1.AppProtocol
 	(*Option)(nil),      // 11: openmesh.signal.v1.Option
 	(*Contract)(nil),    // 12: openmesh.signal.v1.Contract
+	(*Retry)(nil),       // 13: openmesh.signal.v1.Retry
 }
 var file_signal_signalpb_signal_proto_depIdxs = []int32{
 	7,  // 0: openmesh.signal.v1.Offer.suites:type_name -> openmesh.signal.v1.Suite
@@ -1113,11 +1254,12 @@ var file_signal_signalpb_signal_proto_depIdxs = []int32{
 	1,  // 12: openmesh.signal.v1.Reply.answer:type_name -> openmesh.signal.v1.Signed
 	5,  // 13: openmesh.signal.v1.Reply.refusal:type_name -> openmesh.signal.v1.Refusal
 	0,  // 14: openmesh.signal.v1.Contract.qos:type_name -> openmesh.signal.v1.Contract.Qos
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	13, // 15: openmesh.signal.v1.Contract.retry:type_name -> openmesh.signal.v1.Retry
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_signal_signalpb_signal_proto_init() }
@@ -1135,7 +1277,7 @@ func file_signal_signalpb_signal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_signal_signalpb_signal_proto_rawDesc), len(file_signal_signalpb_signal_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

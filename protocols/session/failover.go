@@ -1,0 +1,231 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"openmesh/protocols/session/seal"
+	"openmesh/protocols/session/sessionpb"
+	"openmesh/protocols/wire"
+)
+
+// add makes ch a channel of the session, counted against the node's limit.
+func (s *Session) add(ch *channel, primary bool) error {
+	if err := s.owner.reserveChannel(); err != nil {
+		return err
+	}
+	ok, resend := s.link.attach(ch, primary)
+	if !ok {
+		s.owner.channels.Add(-1)
+		return wire.Errorf(wire.ResourceExhausted, "session %s has %d channels, or has ended", s.id, maxChannels)
+	}
+	if s.link.current.Load() == ch {
+		s.path.Store(&ch.path)
+	}
+	if resend {
+		s.resend(ch)
+	}
+	return nil
+}
+
+// resend sends what the peer does not have over ch.
+func (s *Session) resend(ch *channel) {
+	if n, _ := s.link.waiting(); n > 0 {
+		s.owner.group.Go(func() { s.link.resend(ch, nil) })
+	}
+}
+
+// drop gives a channel up. It reports whether the session had it, and whether it
+// has another one.
+func (s *Session) drop(ch *channel) (found, another bool) {
+	found, next, left := s.link.drop(ch)
+	if !found {
+		return false, left > 0
+	}
+	close(ch.gone)
+	s.owner.channels.Add(-1)
+	ch.conduit.Reset(wire.SessionClosed)
+	if next != nil {
+		s.path.Store(&next.path)
+		s.rebind(next, true)
+		s.resend(next)
+	}
+	return true, left > 0
+}
+
+// lost gives up a channel that failed for the reason cause. The session goes on
+// over another one, or waits for a new one.
+func (s *Session) lost(ch *channel, cause wire.Code) {
+	ch.fail(cause)
+	found, another := s.drop(ch)
+	if !found || another {
+		return
+	}
+	if s.counters.received.Load() == 0 && !ch.proven.Load() && ch.mine && cause != wire.Unreachable && !s.persistent() {
+		s.end(Terminated, cause, false) // the peer refused the session's first channel
+		return
+	}
+	s.move(Migrating, 0)
+	s.wake()
+}
+
+// resting reports whether nothing is under way in either direction.
+func (s *Session) resting() bool {
+	n, _ := s.link.waiting()
+	return n == 0 && s.calls.len()+s.inbox.len()+int(s.answering.Load()) == 0
+}
+
+// wake sees to it that a session without a channel gets one.
+func (s *Session) wake() {
+	if s.link.current.Load() != nil || s.stateNow().Done() || !s.connecting.CompareAndSwap(false, true) {
+		return
+	}
+	if !s.owner.start(func() {
+		defer s.connecting.Store(false)
+		s.reconnect()
+	}) {
+		s.connecting.Store(false)
+	}
+}
+
+// patience is how long a session that no restart may end looks for a channel
+// before it gives up.
+func (s *Session) patience() time.Duration { return max(2*s.contract.Keepalive, time.Minute) }
+
+// The waits between attempts to open a channel.
+const (
+	firstWait = 100 * time.Millisecond
+	maxWait   = 30 * time.Second
+)
+
+// reconnect opens a channel, again and again until the session has one, or nobody
+// waits for it, or it has ended. The responder gives the initiator a head start,
+// so that not both do the same.
+func (s *Session) reconnect() {
+	since := time.Now()
+	wait := time.Duration(0)
+	if !s.isInitiator() && s.stateNow() == Migrating {
+		wait = min(s.contract.Keepalive/4, 2*time.Second)
+	}
+	for {
+		if !s.pause(wait) || s.link.current.Load() != nil {
+			return
+		}
+		err := s.connect()
+		if err == nil {
+			return
+		}
+		s.log("channel not opened", zap.Error(err))
+		switch code := wire.CodeOf(err); {
+		case s.stateNow().Done():
+			return
+		case !s.persistent() && code == wire.NotFound:
+			s.end(Terminated, wire.SessionClosed, false) // the peer has restarted, and forgotten it
+			return
+		case !s.persistent() && time.Since(since) > s.patience():
+			s.end(Terminated, wire.Unreachable, false)
+			return
+		case s.persistent() && s.resting() && !s.outstanding():
+			return // nobody needs it now
+		}
+		wait = min(max(2*wait, firstWait), maxWait)
+		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
+	}
+}
+
+// pause waits for d, and reports whether the session is still there then.
+func (s *Session) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.done:
+	case <-s.owner.work.Done():
+	}
+	return false
+}
+
+// connect opens a channel: with the keys that there are, or with new ones if one
+// side has lost them in a restart.
+func (s *Session) connect() error {
+	ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
+	defer cancel()
+	route := s.owner.locate(ctx, s)
+	if s.link.opener() != nil {
+		err := s.owner.rebind(ctx, s, route)
+		if err == nil || !s.persistent() || wire.CodeOf(err) != wire.NotFound {
+			return err
+		}
+	}
+	return s.owner.resume(ctx, s, route)
+}
+
+// rebind opens another channel for s. It returns when the peer has shown that it
+// has the session; if it has forgotten it, the error is wire.NotFound.
+func (e *Endpoint) rebind(ctx context.Context, s *Session, r Route) error {
+	c, err := e.cfg.Network.Dial(ctx, r)
+	if err != nil {
+		return fmt.Errorf("%w: open channel: %w", wire.Unreachable, err)
+	}
+	ch := newChannel(c, true, time.Now())
+	if err := e.attach(s, ch); err != nil {
+		c.Reset(wire.SessionClosed)
+		return err
+	}
+	e.follow(s, newReader(ch))
+	select {
+	case <-ch.proof:
+		s.back()
+		return nil
+	case <-ch.gone:
+		return fmt.Errorf("open channel: %w", ch.failure())
+	case <-ctx.Done():
+		s.lost(ch, wire.Unreachable)
+		return fmt.Errorf("%w: open channel: the peer does not answer", wire.Unreachable)
+	}
+}
+
+// attach writes what begins a channel of a session that is there, and adds it.
+func (e *Endpoint) attach(s *Session, ch *channel) error {
+	attach, err := proto.Marshal(&sessionpb.Attach{Session: s.id[:]})
+	if err != nil {
+		return err
+	}
+	ch.post(wire.AppendFrame(nil, attach))
+	s.rebind(ch, s.link.current.Load() == nil)
+	return s.add(ch, false)
+}
+
+// rebind tells the peer, over ch, what this side has; primary also moves the
+// session to ch.
+func (s *Session) rebind(ch *channel, primary bool) {
+	if b, err := proto.Marshal(&sessionpb.Rebind{Received: s.received(), Primary: primary}); err == nil {
+		s.post(ch, seal.Rebind, b)
+	}
+}
+
+// rebound acts on the peer's rebind: the peer has said what it has, and may have
+// moved here.
+func (s *Session) rebound(ch *channel, plain []byte) error {
+	m := new(sessionpb.Rebind)
+	if err := unmarshal(plain, m); err != nil {
+		return err
+	}
+	s.link.received(receivedOf(m.GetReceived()))
+	if m.Primary && s.link.choose(ch) {
+		s.path.Store(&ch.path)
+	}
+	if b, err := proto.Marshal(s.received()); err == nil {
+		s.post(ch, seal.Received, b)
+	}
+	return nil
+}
+
+// back ends a migration: the session has a channel that works.
+func (s *Session) back() { s.move(Active, 0) }
