@@ -23,6 +23,7 @@ type Agent struct {
 	Root        ed25519.PrivateKey
 	Host        crypto.PrivKey
 	Certificate *identity.Certificate // version 1, valid for a day around now
+	validity    time.Duration         // from now on
 }
 
 // NewAgent makes an agent in realm r, preferably a private-use one.
@@ -37,11 +38,17 @@ func NewAgent(t testing.TB, r identity.Realm, now time.Time) *Agent {
 // host that is there.
 func NewAgentAt(t testing.TB, r identity.Realm, now time.Time, host crypto.PrivKey) *Agent {
 	t.Helper()
+	return NewAgentFor(t, r, now, 12*time.Hour, host)
+}
+
+// NewAgentFor is NewAgentAt with a certificate that is valid for so long.
+func NewAgentFor(t testing.TB, r identity.Realm, now time.Time, validity time.Duration, host crypto.PrivKey) *Agent {
+	t.Helper()
 	pub, root, err := ed25519.GenerateKey(rand.Reader)
 	check(t, err)
 	nonce, addr, err := identity.SolveAddress(t.Context(), r, pub)
 	check(t, err)
-	a := &Agent{Agent: identity.NewAgentID(pub), Root: root, Host: host}
+	a := &Agent{Agent: identity.NewAgentID(pub), Root: root, Host: host, validity: validity}
 	a.Certificate = &identity.Certificate{Address: addr, Nonce: nonce}
 	a.Certificate = a.issue(t, host, 1, now)
 	return a
@@ -63,7 +70,7 @@ func (a *Agent) issue(t testing.TB, host crypto.PrivKey, version uint32, now tim
 	check(t, err)
 	c, err := identity.IssueCertificate(a.Root, identity.Certificate{
 		Version: version, Address: a.Certificate.Address, Nonce: a.Certificate.Nonce, Peer: id,
-		NotBefore: now.Add(-12 * time.Hour), NotAfter: now.Add(12 * time.Hour),
+		NotBefore: now.Add(-12 * time.Hour), NotAfter: now.Add(a.validity),
 		MailboxKEM: identity.MailboxKEM.ID(), MailboxKey: kem.PublicKey().Bytes(),
 	})
 	check(t, err)

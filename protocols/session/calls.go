@@ -83,6 +83,17 @@ func (c *calls) refuse(err error, all bool) {
 	if !all {
 		return
 	}
+	c.failAll(err)
+}
+
+// fail fails the calls under way; others may begin.
+func (c *calls) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failAll(err)
+}
+
+func (c *calls) failAll(err error) {
 	for id, w := range c.waiting {
 		delete(c.waiting, id)
 		w.result <- result{err: err} // has room for one
@@ -134,8 +145,8 @@ type working struct {
 	deadline time.Time
 }
 
-// inbox are the requests of the other side that are being worked on.
-type inbox struct {
+// arrivals are the requests of the other side that are being worked on.
+type arrivals struct {
 	mu      sync.Mutex
 	working map[uint64]working
 	limit   int
@@ -144,7 +155,7 @@ type inbox struct {
 }
 
 // add registers request id, or says with which code it is refused.
-func (b *inbox) add(id uint64, w working) error {
+func (b *arrivals) add(id uint64, w working) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended {
@@ -164,14 +175,14 @@ func (b *inbox) add(id uint64, w working) error {
 	return nil
 }
 
-func (b *inbox) remove(id uint64) {
+func (b *arrivals) remove(id uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.working, id)
 	b.count.Store(int32(len(b.working)))
 }
 
-func (b *inbox) cancel(id uint64) {
+func (b *arrivals) cancel(id uint64) {
 	b.mu.Lock()
 	w, ok := b.working[id]
 	b.mu.Unlock()
@@ -181,7 +192,7 @@ func (b *inbox) cancel(id uint64) {
 }
 
 // refuse lets no request in from now on; with all, it cancels those under way.
-func (b *inbox) refuse(all bool) {
+func (b *arrivals) refuse(all bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ended = true
@@ -193,8 +204,19 @@ func (b *inbox) refuse(all bool) {
 	}
 }
 
+// cancelAll cancels the requests being worked on; others may come.
+func (b *arrivals) cancelAll() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, w := range b.working {
+		w.cancel()
+		delete(b.working, id)
+	}
+	b.count.Store(0)
+}
+
 // expire cancels the requests whose deadline is past.
-func (b *inbox) expire(now time.Time) {
+func (b *arrivals) expire(now time.Time) {
 	if b.len() == 0 {
 		return
 	}
@@ -207,4 +229,4 @@ func (b *inbox) expire(now time.Time) {
 	}
 }
 
-func (b *inbox) len() int { return int(b.count.Load()) }
+func (b *arrivals) len() int { return int(b.count.Load()) }

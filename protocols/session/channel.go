@@ -114,11 +114,11 @@ func (c *channel) write(b []byte, company bool) error {
 }
 
 // post is write for callers that must not wait: it only queues, and reports
-// false if the queue has no room.
-func (c *channel) post(b []byte) bool {
+// false if the queue has no room: more than limit bytes.
+func (c *channel) post(b []byte, limit int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil || len(c.queue)+len(b) > maxQueue {
+	if c.err != nil || len(c.queue)+len(b) > limit {
 		return false
 	}
 	c.queue = append(c.queue, b...)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"openmesh/protocols/identity"
+	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
@@ -34,6 +35,19 @@ type Config struct {
 	MaxTimeout  time.Duration // longest deadline granted to a request; default 24 h
 	DrainTime   time.Duration // how long Run lets requests end when it stops; default 5 s
 
+	// Contract holds the terms that this node offers where they differ from those
+	// that it agrees to at most, which are Signal.Terms.
+	Contract signal.Contract
+
+	// Store keeps persistent sessions and their messages; without one there are
+	// none.
+	Store delivery.Store
+
+	// Find looks up where an agent is now; nil looks nowhere.
+	Find func(context.Context, identity.AgentID) (Route, error)
+
+	Retention time.Duration // a persistent session unused for so long is closed; default 30 days
+
 	RekeyFrames, RekeyBytes uint64 // of one epoch and direction; defaults 2^32 and 64 GiB
 
 	Observe Observer // may be nil
@@ -44,6 +58,10 @@ type Config struct {
 type Observer interface {
 	SessionSetup(initiator bool, took time.Duration, err error)
 	SessionEvent(Event)
+
+	// MessageOutcome tells what became of a message that this side posted; m has no
+	// body.
+	MessageOutcome(s *Session, m *delivery.Message, o delivery.Outcome)
 }
 
 // Endpoint holds all sessions of a node: it answers offers and channels, opens
@@ -89,6 +107,7 @@ const maxEnded = 256
 func New(cfg Config) *Endpoint {
 	cfg.MaxChannels = cmp.Or(cfg.MaxChannels, 256)
 	cfg.IdleTimeout = cmp.Or(cfg.IdleTimeout, 10*time.Minute)
+	cfg.Retention = cmp.Or(cfg.Retention, 30*24*time.Hour)
 	cfg.ParkAfter = cmp.Or(cfg.ParkAfter, 2*time.Minute)
 	cfg.MaxTimeout = cmp.Or(cfg.MaxTimeout, 24*time.Hour)
 	cfg.DrainTime = cmp.Or(cfg.DrainTime, 5*time.Second)
@@ -114,6 +133,9 @@ func New(cfg Config) *Endpoint {
 // Run serves until ctx ends. Then it takes nothing new, lets what is under way
 // end within DrainTime, closes all sessions and returns.
 func (e *Endpoint) Run(ctx context.Context) error {
+	if err := e.restore(ctx); err != nil {
+		return err
+	}
 	var servers sync.WaitGroup
 	servers.Go(func() { e.signal.Run(ctx, e.cfg.Host) })
 	e.cfg.Host.SetStreamHandler(Protocol, e.serve)
@@ -140,11 +162,7 @@ func (e *Endpoint) shutdown() {
 	defer cancel()
 	var closing sync.WaitGroup
 	for _, s := range e.list() {
-		closing.Go(func() {
-			if s.Close(ctx) != nil {
-				s.Terminate(wire.SessionClosed)
-			}
-		})
+		closing.Go(func() { s.leave(ctx) })
 	}
 	closing.Wait()
 	e.stop()
@@ -256,4 +274,10 @@ func (e *Endpoint) list() []*Session {
 	}
 	slices.SortFunc(ss, func(a, b *Session) int { return b.opened.Compare(a.opened) })
 	return ss
+}
+
+// Exchange answers one signaling offer that came by other means than a libp2p
+// stream, from a source whose offers are limited together.
+func (e *Endpoint) Exchange(source string, offer []byte) ([]byte, error) {
+	return e.signal.Exchange(source, offer)
 }

@@ -17,6 +17,7 @@ import (
 	"openmesh/protocols/identity"
 	"openmesh/protocols/protocoltest"
 	"openmesh/protocols/session"
+	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
@@ -44,6 +45,8 @@ type handler func(n *node, ctx context.Context, in *session.Inbound) (*session.R
 
 func (n *node) SessionSetup(_ bool, _ time.Duration, err error) { n.setup.Store(&err) }
 func (n *node) SessionEvent(session.Event)                      {}
+func (n *node) MessageOutcome(*session.Session, *delivery.Message, delivery.Outcome) {
+}
 
 // start runs an endpoint on h; change may alter its configuration.
 func start(t *testing.T, h host.Host, handle handler, change func(*session.Config)) *node {

@@ -77,7 +77,7 @@ func (s *Session) lost(ch *channel, cause wire.Code) {
 // resting reports whether nothing is under way in either direction.
 func (s *Session) resting() bool {
 	n, _ := s.link.waiting()
-	return n == 0 && s.calls.len()+s.inbox.len()+int(s.answering.Load()) == 0
+	return n == 0 && s.calls.len()+s.inbox.len()+int(s.answering.Load()) == 0 && !s.outstanding() && s.mail.in.Busy() == 0
 }
 
 // wake sees to it that a session without a channel gets one.
@@ -120,11 +120,12 @@ func (s *Session) reconnect() {
 		if err == nil {
 			return
 		}
+		s.astray.Store(true)
 		s.log("channel not opened", zap.Error(err))
 		switch code := wire.CodeOf(err); {
 		case s.stateNow().Done():
 			return
-		case !s.persistent() && code == wire.NotFound:
+		case code == wire.NotFound:
 			s.end(Terminated, wire.SessionClosed, false) // the peer has restarted, and forgotten it
 			return
 		case !s.persistent() && time.Since(since) > s.patience():
@@ -159,7 +160,7 @@ func (s *Session) connect() error {
 	route := s.owner.locate(ctx, s)
 	if s.link.opener() != nil {
 		err := s.owner.rebind(ctx, s, route)
-		if err == nil || !s.persistent() || wire.CodeOf(err) != wire.NotFound {
+		if err == nil || !s.persistent() || wire.CodeOf(err) != wire.NotFound && wire.CodeOf(err) != wire.SessionClosed {
 			return err
 		}
 	}
@@ -179,16 +180,11 @@ func (e *Endpoint) rebind(ctx context.Context, s *Session, r Route) error {
 		return err
 	}
 	e.follow(s, newReader(ch))
-	select {
-	case <-ch.proof:
-		s.back()
-		return nil
-	case <-ch.gone:
-		return fmt.Errorf("open channel: %w", ch.failure())
-	case <-ctx.Done():
-		s.lost(ch, wire.Unreachable)
-		return fmt.Errorf("%w: open channel: the peer does not answer", wire.Unreachable)
+	if err := s.proven(ctx, ch); err != nil {
+		return err
 	}
+	s.back()
+	return nil
 }
 
 // attach writes what begins a channel of a session that is there, and adds it.
@@ -197,7 +193,7 @@ func (e *Endpoint) attach(s *Session, ch *channel) error {
 	if err != nil {
 		return err
 	}
-	ch.post(wire.AppendFrame(nil, attach))
+	ch.post(wire.AppendFrame(nil, attach), maxQueue)
 	s.rebind(ch, s.link.current.Load() == nil)
 	return s.add(ch, false)
 }
@@ -206,7 +202,7 @@ func (e *Endpoint) attach(s *Session, ch *channel) error {
 // session to ch.
 func (s *Session) rebind(ch *channel, primary bool) {
 	if b, err := proto.Marshal(&sessionpb.Rebind{Received: s.received(), Primary: primary}); err == nil {
-		s.post(ch, seal.Rebind, b)
+		s.tell(ch, seal.Rebind, b)
 	}
 }
 
@@ -221,9 +217,7 @@ func (s *Session) rebound(ch *channel, plain []byte) error {
 	if m.Primary && s.link.choose(ch) {
 		s.path.Store(&ch.path)
 	}
-	if b, err := proto.Marshal(s.received()); err == nil {
-		s.post(ch, seal.Received, b)
-	}
+	s.affirm(ch)
 	return nil
 }
 

@@ -219,7 +219,7 @@ func FuzzSealedPlaintext(f *testing.F) {
 			return
 		}
 		a, b := newSides(t, 1)
-		a.post(a.in.channel, seal.Type(typ), plain)
+		a.tell(a.in.channel, seal.Type(typ), plain)
 		for !a.in.channel.idle() {
 			runtime.Gosched()
 		}

@@ -31,6 +31,7 @@ type link struct {
 	active   *channel // where this side sends; nil if there is none
 	last     uint32   // id of the newest channel
 	closed   bool
+	up       chan struct{} // closed when there are keys; nil if nobody waits
 
 	current atomic.Pointer[channel] // active, for those who only look
 	owed    atomic.Int32            // reliable frames received since the last Received
@@ -108,9 +109,9 @@ func (l *link) send(t seal.Type, plain []byte, company, wait bool) (size int, ok
 	return size, true, failed
 }
 
-// post is send for frames that speak of a channel: it goes over ch, is not kept
+// tell is send for frames that speak of a channel: it goes over ch, is not kept
 // and never waits.
-func (l *link) post(ch *channel, t seal.Type, plain []byte) {
+func (l *link) tell(ch *channel, t seal.Type, plain []byte) {
 	l.mu.Lock()
 	if l.keys == nil {
 		l.mu.Unlock()
@@ -119,7 +120,7 @@ func (l *link) post(ch *channel, t seal.Type, plain []byte) {
 	l.sequence++
 	sealed := l.seal(t, l.sequence, plain)
 	l.mu.Unlock()
-	ch.post(sealed)
+	ch.post(sealed, maxQueue)
 	pool.Put(sealed)
 }
 
@@ -331,7 +332,24 @@ func (l *link) renew(keys *seal.Keys) []*channel {
 	l.keys, l.sequence = keys, 0
 	l.owed.Store(0)
 	l.owedBig.Store(0)
+	if l.up != nil && keys != nil {
+		close(l.up)
+		l.up = nil
+	}
 	return old
+}
+
+// awake returns a channel that is closed once there are keys.
+func (l *link) awake() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.up == nil {
+		l.up = make(chan struct{})
+		if l.keys != nil {
+			close(l.up)
+		}
+	}
+	return l.up
 }
 
 // close ends all sending.
@@ -380,15 +398,15 @@ func (l *link) opener() *seal.Keys {
 	return l.keys
 }
 
-// queue is send for reliable frames of those who must not wait: the frame is kept
-// even over the bounds, which holds up the others, and joins the channel's queue,
-// if there is a channel.
-func (l *link) queue(t seal.Type, plain []byte) (ok, queued bool) {
+// post is send for those who must not wait: the frame joins the channel's queue,
+// or waits for a channel. With bounded it is refused if too much is kept; without,
+// it may hold up the others.
+func (l *link) post(t seal.Type, plain []byte, bounded bool) bool {
 	l.mu.Lock()
-	if l.closed || l.keys == nil {
+	if l.closed || l.keys == nil || bounded && l.full() {
 		l.mu.Unlock()
 		pool.Put(plain)
-		return false, false
+		return false
 	}
 	l.sequence++
 	ch := l.active
@@ -398,10 +416,9 @@ func (l *link) queue(t seal.Type, plain []byte) (ok, queued bool) {
 	}
 	l.keep(t, plain, ch)
 	l.mu.Unlock()
-	if ch == nil {
-		return true, false
+	if ch != nil {
+		ch.post(sealed, maxKeptBytes) // if the queue has no room, the frame is late and sent again
+		pool.Put(sealed)
 	}
-	ch.post(sealed) // if the queue has no room, the frame is late and sent again
-	pool.Put(sealed)
-	return true, true
+	return true
 }

@@ -15,8 +15,9 @@ import (
 
 // Network reaches other hosts. [OverHost] is one.
 type Network interface {
-	// Signal makes one exchange of the signaling protocol.
-	Signal(ctx context.Context, r Route, offer []byte) (reply []byte, err error)
+	// Signal makes one exchange of the signaling protocol. Proven says that the
+	// reply is known to be from host r.Peer.
+	Signal(ctx context.Context, r Route, offer []byte) (reply []byte, proven bool, err error)
 
 	// Dial opens a conduit for a channel.
 	Dial(ctx context.Context, r Route) (Conduit, error)
@@ -30,6 +31,8 @@ type Route struct {
 	Peer      peer.ID
 	Transport string         // only by this one; empty: by any
 	Addrs     []ma.Multiaddr // beside those that are known
+
+	Transports []signal.Transport // as the peer offered them, best first
 }
 
 // Host opens and serves streams; host.Host is one.
@@ -50,8 +53,9 @@ type overHost struct {
 	path   func(network.Conn) Path
 }
 
-func (n overHost) Signal(ctx context.Context, r Route, offer []byte) ([]byte, error) {
-	return signal.Over(n.host, r.Peer, n.signal.Timeout)(ctx, offer)
+func (n overHost) Signal(ctx context.Context, r Route, offer []byte) ([]byte, bool, error) {
+	reply, err := signal.Over(n.host, r.Peer, n.signal.Timeout)(ctx, offer)
+	return reply, true, err
 }
 
 func (n overHost) Dial(ctx context.Context, r Route) (Conduit, error) {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,11 +48,11 @@ func (e *Endpoint) Open(ctx context.Context, t Target, w Want) (*Session, error)
 	}
 	at := slotOf(t.Agent, terms.Contract)
 	if s := e.at(at); s != nil {
-		return s, nil
+		return s, s.ready(ctx)
 	}
 	res := e.opening.DoChan(fmt.Sprint(at), func() (any, error) {
 		if s := e.at(at); s != nil {
-			return s, nil
+			return s, s.ready(ctx)
 		}
 		return e.setUp(context.WithoutCancel(ctx), t, terms, false) // one caller's patience must not decide for the others
 	})
@@ -75,7 +76,10 @@ func (e *Endpoint) at(at slot) *Session {
 // terms are what this node offers for w.
 func (e *Endpoint) terms(w Want) signal.Terms {
 	t := e.cfg.Signal.Terms()
-	t.Contract = t.Contract.With(w.Contract)
+	t.Contract = t.Contract.With(e.cfg.Contract).With(w.Contract)
+	t.Contract.QoS = cmp.Or(w.Contract.QoS, e.cfg.Contract.QoS, signal.AtMostOnce)
+	t.Contract.Persistent = w.Contract.Persistent || e.cfg.Contract.Persistent || t.Contract.QoS > signal.AtMostOnce
+	t.Contract.Ordered = w.Contract.Ordered || e.cfg.Contract.Ordered
 	t.Transports = e.cfg.Network.Offer()
 	return t
 }
@@ -94,7 +98,7 @@ func (e *Endpoint) setUp(ctx context.Context, t Target, terms signal.Terms, excl
 // open does the signaling and opens the first channel. The session is active at
 // once: what is sent now travels with the Confirm.
 func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclusive bool) (*Session, error) {
-	est, confirm, err := e.agree(ctx, t, terms)
+	est, confirm, _, err := e.agree(ctx, t, terms)
 	if err != nil {
 		return nil, err
 	}
@@ -108,19 +112,24 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 		return nil, err
 	}
 	e.follow(s, newReader(ch))
+	if s.persistent() { // it must not be forgotten there, whatever happens from now on
+		return s, s.proven(ctx, ch)
+	}
 	return s, nil
 }
 
-// agree does the signaling with an agent.
-func (e *Endpoint) agree(ctx context.Context, t Target, terms signal.Terms) (*signal.Established, []byte, error) {
-	exchange := func(ctx context.Context, offer []byte) ([]byte, error) {
-		return e.cfg.Network.Signal(ctx, t.Route, offer)
+// agree does the signaling with an agent; proven says that what came back is known
+// to be from the host that was asked.
+func (e *Endpoint) agree(ctx context.Context, t Target, terms signal.Terms) (est *signal.Established, confirm []byte, proven bool, err error) {
+	exchange := func(ctx context.Context, offer []byte) (reply []byte, err error) {
+		reply, proven, err = e.cfg.Network.Signal(ctx, t.Route, offer)
+		return reply, err
 	}
-	est, confirm, err := signal.Open(ctx, exchange, t.Agent, terms, e.cfg.Signal)
+	est, confirm, err = signal.Open(ctx, exchange, t.Agent, terms, e.cfg.Signal)
 	if errors.Is(err, context.DeadlineExceeded) { // the handshake's: callers may have more time, and try elsewhere
 		err = fmt.Errorf("%w: %w", wire.Unreachable, err)
 	}
-	return est, confirm, err
+	return est, confirm, proven, err
 }
 
 // confirm opens the channel that follows signaling.
@@ -148,6 +157,9 @@ func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive boo
 		return nil, err
 	}
 	s.exclusive = exclusive
+	if err := s.secure(); err != nil {
+		return nil, err
+	}
 	if err := s.add(ch, true); err != nil {
 		return nil, err
 	}
@@ -233,8 +245,17 @@ func (e *Endpoint) accept(r *reader) (s *Session, first bool, err error) {
 		s, err = e.revive(est, r.channel)
 		return s, false, err
 	}
-	s, err = e.establish(est, r.channel, false)
+	if s, err = e.establish(est, r.channel, false); err == nil && s.persistent() {
+		s.affirm(r.channel)
+	}
 	return s, true, err
+}
+
+// affirm shows the peer that this side has the session.
+func (s *Session) affirm(ch *channel) {
+	if b, err := proto.Marshal(s.received()); err == nil {
+		s.tell(ch, seal.Received, b)
+	}
 }
 
 // rejoin adds a channel to a session that is there. Its first frame proves that

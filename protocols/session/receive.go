@@ -191,9 +191,9 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 			s.calls.finish(m.Id, result{err: s.failed(m)})
 		}
 	case seal.Data:
-		if s.owner.cfg.Data != nil {
-			s.owner.cfg.Data(s, plain)
-		}
+		return s.data(plain, now)
+	case seal.Ack:
+		return s.ack(plain, now)
 	default:
 		return s.control(r.channel, h.Type, plain, now)
 	}
@@ -205,7 +205,7 @@ func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time)
 	switch t {
 	case seal.Ping:
 		if len(plain) == 8 {
-			s.post(ch, seal.Pong, plain)
+			s.tell(ch, seal.Pong, plain)
 		}
 	case seal.Pong:
 		if len(plain) == 8 {
@@ -217,6 +217,7 @@ func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time)
 			return err
 		}
 		s.link.received(receivedOf(m))
+		s.room()
 	case seal.Rebind:
 		return s.rebound(ch, plain)
 	case seal.Rekey:
@@ -302,6 +303,6 @@ func (s *Session) acknowledge() {
 		return
 	}
 	if b, err := proto.Marshal(s.received()); err == nil {
-		s.post(ch, seal.Received, b)
+		s.tell(ch, seal.Received, b)
 	}
 }

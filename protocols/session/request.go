@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/wire"
@@ -26,6 +27,7 @@ const (
 type Request struct {
 	Capability     string
 	Version        string // semantic version range that the caller accepts; empty: any
+	Schema         string // name@vVERSION of the body's schema, if it was said
 	Encoding       Encoding
 	Body           []byte
 	Traceparent    string // W3C trace context
@@ -50,6 +52,10 @@ type Inbound struct {
 	Session  *Session
 	ID       uint64
 	Deadline time.Time // until when the caller waits
+
+	// Redelivered says that the request may have been worked on before, and the
+	// answer was lost with one side's memory.
+	Redelivered bool
 }
 
 // Handler answers requests of the other side. Its error's wire.Code, and the
@@ -156,6 +162,7 @@ type job struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	taken  time.Time
+	settle func(delivery.Outcome) // of a message; nil for a request
 }
 
 // take accepts a request of the other side, or refuses it: then the job is zero.
@@ -180,13 +187,17 @@ func (s *Session) take(m *sessionpb.Request) job {
 		s.refuse(m.Id, err)
 		return job{}
 	}
-	return job{in, &deadlined{ctx, in.Deadline}, cancel, now}
+	return job{in: in, ctx: &deadlined{ctx, in.Deadline}, cancel: cancel, taken: now}
 }
 
 // run answers one request.
 func (j job) run() {
 	s := j.in.Session
 	defer j.cancel()
+	if j.settle != nil {
+		j.runDelivery()
+		return
+	}
 	resp, err := s.handle(j.ctx, j.in)
 	s.quick.Store(time.Since(j.taken) < quickLimit)
 	// The answer is under way until it is written; the request's place is free

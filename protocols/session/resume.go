@@ -2,27 +2,267 @@ package session
 
 import (
 	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/identity"
+	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
 
+// A persistent session outlives the process. What is stored of it is no secret:
+// who the other side is, and the contract. After a restart of either side, whoever
+// has something to say offers, in signaling, to go on with the session; both
+// prove again who they are, and fresh keys come out. So a stolen id is worth
+// nothing, and neither is a stolen store.
+
 // persistent reports whether the session outlives the process.
-func (s *Session) persistent() bool { return false }
+func (s *Session) persistent() bool { return s.contract.Persistent && s.owner.cfg.Store != nil }
 
-func (s *Session) outstanding() bool { return false }
-
-func (s *Session) suspend(reason wire.Code) {}
-
-func (e *Endpoint) locate(ctx context.Context, s *Session) Route { return Route{Peer: s.Peer().Peer} }
-
-func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error { return wire.NotFound }
-
-func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID) (signal.Contract, error) {
-	return signal.Contract{}, wire.NotFound
+// save stores what the session needs to go on after a restart.
+func (s *Session) save() {
+	if s.persistent() {
+		s.owner.cfg.Store.Commit(delivery.SaveSession{Session: s.id, Data: s.saved()}, false, nil)
+	}
 }
 
+// secure stores the session and returns when it is on disk. Each side does so
+// before it tells the other that it has the session.
+func (s *Session) secure() error {
+	if !s.persistent() {
+		return nil
+	}
+	done := make(chan error, 1)
+	s.owner.cfg.Store.Commit(delivery.SaveSession{Session: s.id, Data: s.saved()}, true, func(err error) { done <- err })
+	if err := <-done; err != nil {
+		return fmt.Errorf("store session: %w", err)
+	}
+	return nil
+}
+
+func (s *Session) saved() []byte {
+	ends := s.ends.Load()
+	m := &sessionpb.Saved{
+		Session: s.id[:], Agent: string(ends.peer.Agent), Certificate: ends.peer.Raw, Initiator: ends.initiator,
+		Contract: s.contract.Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
+		Exclusive: s.exclusive,
+	}
+	if addr := s.Path().Addr; addr != "" {
+		m.Addrs = []string{addr}
+	}
+	for _, p := range s.protocols {
+		m.Protocols = append(m.Protocols, &sessionpb.SavedProtocol{Name: p.Name, Version: p.Versions[0]})
+	}
+	b, err := proto.Marshal(m)
+	if err != nil {
+		panic(err) // numbers, names and bytes always marshal
+	}
+	return b
+}
+
+// forget removes what was stored of the session.
+func (s *Session) forget() {
+	if s.persistent() {
+		s.owner.cfg.Store.Commit(delivery.ForgetSession{Session: s.id}, false, nil)
+	}
+}
+
+// restore brings back the sessions of the store; they get keys and channels when
+// somebody needs them.
+func (e *Endpoint) restore(ctx context.Context) error {
+	if e.cfg.Store == nil {
+		return nil
+	}
+	saved, err := e.cfg.Store.Sessions(ctx)
+	if err != nil {
+		return fmt.Errorf("restore sessions: %w", err)
+	}
+	for id, b := range saved {
+		if err := e.restoreOne(ctx, id, b); err != nil {
+			e.cfg.Log.Error("session not restored", zap.Stringer("session", signal.ID(id)), zap.Error(err))
+		}
+	}
+	return nil
+}
+
+func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error {
+	var m sessionpb.Saved
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	c, err := identity.ParseCertificate(m.Certificate)
+	if err != nil {
+		return fmt.Errorf("certificate of the peer: %w", err)
+	}
+	contract, err := signal.ParseContract(m.Contract)
+	if err != nil {
+		return err
+	}
+	est := &signal.Established{ID: id, Peer: c, Initiator: m.Initiator, Contract: contract}
+	for _, p := range m.Protocols {
+		est.Protocols = append(est.Protocols, signal.AppProtocol{Name: p.Name, Versions: []string{p.Version}})
+	}
+	s := e.build(est, time.UnixMilli(m.Opened))
+	s.exclusive = m.Exclusive
+	s.counters.used.Store(m.Used * int64(time.Millisecond))
+	s.link = newLink(nil)
+	if err := s.restoreDelivery(ctx); err != nil {
+		return err
+	}
+	if err := e.begin(s); err != nil {
+		return err
+	}
+	s.move(Active, 0)
+	s.move(Migrating, 0)
+	if s.outstanding() {
+		s.wake()
+	}
+	return nil
+}
+
+// locate says where the session's peer may be.
+func (e *Endpoint) locate(ctx context.Context, s *Session) Route {
+	r := Route{Peer: s.Peer().Peer, Transports: s.ends.Load().transports}
+	if e.cfg.Find == nil || !s.astray.Load() {
+		return r
+	}
+	found, err := e.cfg.Find(ctx, s.Peer().Agent)
+	if err != nil {
+		s.log("peer not found", zap.Error(err))
+		return r
+	}
+	if found.Transports == nil {
+		found.Transports = r.Transports
+	}
+	return found
+}
+
+// resume goes on with s under new keys. An error with wire.NotFound says that the
+// peer does not know the session: it has ended.
+func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error {
+	s.resuming.Store(true)
+	defer s.resuming.Store(false)
+	terms := e.cfg.Signal.Terms()
+	terms.Contract, terms.Resume, terms.Transports = s.contract, s.id, e.cfg.Network.Offer()
+	est, confirm, proven, err := e.agree(ctx, Target{s.Peer().Agent, r}, terms)
+	if wire.CodeOf(err) == wire.NotFound && !proven {
+		err = fmt.Errorf("%w: by a host that proves nothing: %w", wire.Unreachable, err)
+	}
+	if err != nil {
+		return fmt.Errorf("resume session %s: %w", s.id, err)
+	}
+	ch, err := e.confirm(ctx, s.id, r, confirm)
+	if err != nil {
+		return err
+	}
+	if err := s.renew(est, ch); err != nil {
+		ch.conduit.Reset(wire.SessionClosed)
+		return err
+	}
+	e.follow(s, newReader(ch))
+	s.resumed()
+	return s.proven(ctx, ch)
+}
+
+// mayResume is asked when the agent with certificate c offers to go on with
+// session id. If both sides do so at once, the offer of the one with the lower
+// agent id counts.
+func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID) (signal.Contract, error) {
+	s := e.session(id)
+	if s == nil || !s.persistent() || s.Peer().Agent != c.Agent {
+		return signal.Contract{}, wire.Errorf(wire.NotFound, "session %s with %s to go on with", id, c.Agent)
+	}
+	if s.resuming.Load() && e.cfg.Signal.Local().Certificate.Agent < c.Agent {
+		return signal.Contract{}, wire.Errorf(wire.AlreadyExists, "session %s is being resumed by this side", id)
+	}
+	return s.contract, nil
+}
+
+// revive goes on with a session under the keys that the other side has confirmed.
 func (e *Endpoint) revive(est *signal.Established, ch *channel) (*Session, error) {
-	return nil, wire.NotFound
+	s := e.session(est.ID)
+	if s == nil || s.Peer().Agent != est.Peer.Agent {
+		return nil, wire.Errorf(wire.NotFound, "session %s to go on with", est.ID)
+	}
+	if err := s.renew(est, ch); err != nil {
+		return nil, err
+	}
+	s.affirm(ch)
+	e.start(s.resumed)
+	return s, nil
+}
+
+// renew gives the session the keys of est and ch as its only channel. What was
+// under way and is not kept durably is over: one side has forgotten it.
+func (s *Session) renew(est *signal.Established, ch *channel) error {
+	keys, err := s.newKeys(est, time.Now())
+	if err != nil {
+		return err
+	}
+	s.move(Migrating, 0)
+	old := s.link.renew(keys)
+	s.ends.Store(endsOf(est))
+	for _, ch := range old {
+		s.release(ch, false, wire.SessionClosed)
+	}
+	s.interrupt(wire.Errorf(wire.SessionClosed, "session %s was resumed: %s may have restarted", s.id, s.Peer().Agent))
+	return s.add(ch, true)
+}
+
+// interrupt ends the requests under way, both ways; others may begin.
+func (s *Session) interrupt(err error) {
+	s.calls.fail(err)
+	s.inbox.cancelAll()
+}
+
+// resumed follows once a session that was renewed has a channel.
+func (s *Session) resumed() {
+	s.back()
+	s.save()
+	s.resumeDelivery(time.Now())
+}
+
+// suspend takes channels and keys from a persistent session.
+func (s *Session) suspend(reason wire.Code) {
+	s.move(Migrating, 0)
+	for _, ch := range s.link.renew(nil) {
+		s.release(ch, false, reason)
+	}
+	s.interrupt(wire.Errorf(reason, "session %s with %s is suspended", s.id, s.Peer().Agent))
+}
+
+// proven waits until the peer has shown, over ch, that it has the session.
+func (s *Session) proven(ctx context.Context, ch *channel) error {
+	select {
+	case <-ch.proof:
+		s.astray.Store(false)
+		return nil
+	case <-ch.gone:
+		return fmt.Errorf("open channel: %w", ch.failure())
+	case <-ctx.Done():
+		s.lost(ch, wire.Unreachable)
+		return fmt.Errorf("%w: open channel: the peer does not answer", wire.Unreachable)
+	}
+}
+
+// ready waits until a session without keys has some.
+func (s *Session) ready(ctx context.Context) error {
+	if s.link.opener() != nil {
+		return nil
+	}
+	up := s.link.awake()
+	s.wake()
+	select {
+	case <-up:
+		return nil
+	case <-s.done:
+		return wire.Errorf(wire.SessionClosed, "session %s with %s has ended", s.id, s.Peer().Agent)
+	case <-ctx.Done():
+		return wire.Errorf(wire.Unreachable, "session %s with %s could not be resumed: %w", s.id, s.Peer().Agent, ctx.Err())
+	}
 }

@@ -58,12 +58,16 @@ type Session struct {
 
 	owner      *Endpoint
 	link       *link
+	mail       mail
 	calls      calls
-	inbox      inbox
+	inbox      arrivals
 	counters   counters
 	answering  atomic.Int32         // answers being written
+	blocked    atomic.Bool          // the outbox waits for room
 	quick      atomic.Bool          // the last request was answered at once
 	connecting atomic.Bool          // somebody is opening a channel
+	resuming   atomic.Bool          // this side has offered to go on with the session
+	astray     atomic.Bool          // the peer was not where it was last
 	path       atomic.Pointer[Path] // of the last channel used
 	done       chan struct{}        // closed when the session is done
 
@@ -119,21 +123,27 @@ const maxHistory = 32
 
 // newSession makes a session from what signaling agreed, and erases the secret.
 func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session, error) {
-	s := &Session{
-		id: e.ID, contract: e.Contract, protocols: e.Protocols,
-		opened: now, owner: owner, done: make(chan struct{}),
-		calls: calls{limit: e.Contract.MaxPending},
-		inbox: inbox{limit: e.Contract.MaxPending},
-	}
+	s := owner.build(e, now)
 	keys, err := s.newKeys(e, now)
 	if err != nil {
 		return nil, err
 	}
-	s.ends.Store(endsOf(e))
 	s.link = newLink(keys)
-	s.path.Store(new(Path))
-	s.counters.used.Store(now.UnixNano())
 	return s, nil
+}
+
+// build makes a session without a link.
+func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
+	s := &Session{
+		id: est.ID, contract: est.Contract, protocols: est.Protocols, opened: opened, owner: e, done: make(chan struct{}),
+		calls: calls{limit: est.Contract.MaxPending},
+		inbox: arrivals{limit: est.Contract.MaxPending},
+	}
+	s.ends.Store(endsOf(est))
+	s.path.Store(new(Path))
+	s.mail = s.newMail()
+	s.counters.used.Store(time.Now().UnixNano())
+	return s
 }
 
 func (s *Session) newKeys(e *signal.Established, now time.Time) (*seal.Keys, error) {
@@ -192,8 +202,9 @@ func (s *Session) Send(data []byte) error {
 	if len(data) > s.contract.MaxMessageBytes {
 		return s.tooLarge(len(data))
 	}
-	plain := pool.Get(len(data))
-	copy(plain, data)
+	plain := pool.Get(1 + len(data))
+	plain[0] = 0 // no header: not a message with a promise
+	copy(plain[1:], data)
 	return s.write(seal.Data, plain)
 }
 
@@ -247,22 +258,24 @@ func (s *Session) offer(t seal.Type, m proto.Message) bool {
 	if err != nil {
 		return false
 	}
-	ok, queued := s.link.queue(t, plain)
-	if ok && !queued {
+	if !s.link.post(t, plain, false) {
+		return false
+	}
+	s.sentFrame(len(plain))
+	if s.link.current.Load() == nil {
 		s.wake()
 	}
-	s.counters.sent.Add(1)
-	return ok
+	return true
 }
 
 // crowded reports whether several requests are under way, so that frames come in
 // company.
 func (s *Session) crowded() bool { return s.calls.len()+s.inbox.len() > 1 }
 
-// post queues a frame that speaks of channel ch, without waiting.
-func (s *Session) post(ch *channel, t seal.Type, plain []byte) {
+// tell queues a frame that speaks of channel ch, without waiting.
+func (s *Session) tell(ch *channel, t seal.Type, plain []byte) {
 	s.counters.sent.Add(1)
-	s.link.post(ch, t, plain)
+	s.link.tell(ch, t, plain)
 }
 
 // Close ends the session in order: nothing new begins, what is under way ends or
@@ -283,7 +296,7 @@ func (s *Session) Close(ctx context.Context) error {
 func (s *Session) drain(ctx context.Context) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for s.calls.len()+s.inbox.len()+int(s.answering.Load()) > 0 {
+	for s.calls.len()+s.inbox.len()+int(s.answering.Load())+s.mail.in.Busy() > 0 {
 		select {
 		case <-tick.C:
 		case <-s.done:
@@ -291,6 +304,22 @@ func (s *Session) drain(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// leave ends what this process has of the session: a persistent one goes on when
+// it starts again, the others are closed.
+func (s *Session) leave(ctx context.Context) {
+	if s.persistent() {
+		s.drain(ctx)
+		s.save()
+		s.park()
+		s.mail.out.Close(wire.SessionClosed, time.Now())
+		s.mail.in.Close()
+		return
+	}
+	if s.Close(ctx) != nil {
+		s.Terminate(wire.SessionClosed)
 	}
 }
 
@@ -315,12 +344,16 @@ func (s *Session) end(to State, reason wire.Code, tell bool) {
 	s.inbox.refuse(true)
 	if ch := s.link.current.Load(); tell && ch != nil {
 		if b, merr := proto.Marshal(&sessionpb.Close{Code: uint32(reason)}); merr == nil {
-			s.post(ch, seal.Close, b)
+			s.tell(ch, seal.Close, b)
 		}
 	}
 	for _, ch := range s.link.close() {
 		s.release(ch, tell, reason)
 	}
+	s.owner.start(func() {
+		s.endDelivery(or(reason, wire.SessionClosed))
+		s.forget()
+	})
 }
 
 // release ends a channel that the link has given up.

@@ -41,6 +41,8 @@ func (s *Session) sweep(now time.Time) {
 		s.disown(wire.KeyExpired)
 	case s.owner.cfg.Signal.Verifier.Current(s.Peer()) != nil:
 		s.disown(wire.KeySuperseded)
+	case s.persistent() && unused > s.owner.cfg.Retention && s.resting():
+		s.owner.start(func() { s.Close(s.owner.work) })
 	case !s.persistent() && unused > s.owner.cfg.IdleTimeout && s.resting():
 		s.owner.start(func() { s.Close(s.owner.work) })
 	case len(channels) > 0 && s.isInitiator() && unused > s.owner.cfg.ParkAfter && s.resting():
@@ -49,6 +51,7 @@ func (s *Session) sweep(now time.Time) {
 		for _, ch := range channels {
 			s.sweepChannel(ch, now)
 		}
+		s.sweepDelivery(now)
 		s.acknowledge()
 		s.repair(now)
 		s.renewKeys(now)
@@ -85,7 +88,7 @@ func (s *Session) sweepChannel(ch *channel, now time.Time) {
 func (s *Session) ping(ch *channel, now time.Time) {
 	var token [8]byte
 	binary.BigEndian.PutUint64(token[:], ch.health.ping(now))
-	s.post(ch, seal.Ping, token[:])
+	s.tell(ch, seal.Ping, token[:])
 }
 
 // repair sends again what was lost on channels that live.

@@ -379,6 +379,922 @@ func (*CallResponse_Json) isCallResponse_Body() {}
 
 func (*CallResponse_Protobuf) isCallResponse_Body() {}
 
+type OpenSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Agent ids, addresses or capability names. More than one: multicast.
+	Targets []string `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
+	// at-most-once, at-least-once or exactly-once; empty: this node's default.
+	Qos     string `protobuf:"bytes,2,opt,name=qos,proto3" json:"qos,omitempty"`
+	Ordered bool   `protobuf:"varint,3,opt,name=ordered,proto3" json:"ordered,omitempty"`
+	// Survive a restart of either side. Implied by at-least-once and exactly-once.
+	Persistent bool `protobuf:"varint,4,opt,name=persistent,proto3" json:"persistent,omitempty"`
+	// Terms of the contract; 0: this node's default.
+	TtlMs           uint64 `protobuf:"varint,5,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	AckTimeoutMs    uint32 `protobuf:"varint,6,opt,name=ack_timeout_ms,json=ackTimeoutMs,proto3" json:"ack_timeout_ms,omitempty"`
+	KeepaliveMs     uint32 `protobuf:"varint,7,opt,name=keepalive_ms,json=keepaliveMs,proto3" json:"keepalive_ms,omitempty"`
+	RekeyIntervalMs uint32 `protobuf:"varint,8,opt,name=rekey_interval_ms,json=rekeyIntervalMs,proto3" json:"rekey_interval_ms,omitempty"`
+	MaxMessageBytes uint32 `protobuf:"varint,9,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
+	MaxPending      uint32 `protobuf:"varint,10,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
+	MessageRate     uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
+	ByteRate        uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	// Only this transport, such as tcp or grpc; empty: the best.
+	Transport string `protobuf:"bytes,13,opt,name=transport,proto3" json:"transport,omitempty"`
+	// Where to reach the target, if the directory does not say: a multiaddr, or an
+	// https URL of a gRPC listener.
+	Via           string `protobuf:"bytes,14,opt,name=via,proto3" json:"via,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenSessionRequest) Reset() {
+	*x = OpenSessionRequest{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenSessionRequest) ProtoMessage() {}
+
+func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
+func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *OpenSessionRequest) GetTargets() []string {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *OpenSessionRequest) GetQos() string {
+	if x != nil {
+		return x.Qos
+	}
+	return ""
+}
+
+func (x *OpenSessionRequest) GetOrdered() bool {
+	if x != nil {
+		return x.Ordered
+	}
+	return false
+}
+
+func (x *OpenSessionRequest) GetPersistent() bool {
+	if x != nil {
+		return x.Persistent
+	}
+	return false
+}
+
+func (x *OpenSessionRequest) GetTtlMs() uint64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetAckTimeoutMs() uint32 {
+	if x != nil {
+		return x.AckTimeoutMs
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetKeepaliveMs() uint32 {
+	if x != nil {
+		return x.KeepaliveMs
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetRekeyIntervalMs() uint32 {
+	if x != nil {
+		return x.RekeyIntervalMs
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetMaxMessageBytes() uint32 {
+	if x != nil {
+		return x.MaxMessageBytes
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetMaxPending() uint32 {
+	if x != nil {
+		return x.MaxPending
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetMessageRate() uint32 {
+	if x != nil {
+		return x.MessageRate
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetByteRate() uint32 {
+	if x != nil {
+		return x.ByteRate
+	}
+	return 0
+}
+
+func (x *OpenSessionRequest) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *OpenSessionRequest) GetVia() string {
+	if x != nil {
+		return x.Via
+	}
+	return ""
+}
+
+type SendRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Session id or a unique prefix of it.
+	Session string `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Types that are valid to be assigned to Body:
+	//
+	//	*SendRequest_Json
+	//	*SendRequest_Protobuf
+	Body isSendRequest_Body `protobuf_oneof:"body"`
+	// Whose handler takes it; empty: the inbox of the other side.
+	Capability string `protobuf:"bytes,4,opt,name=capability,proto3" json:"capability,omitempty"`
+	Version    string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// One key per message; empty: the node makes one. A message whose key was sent
+	// before is not sent again.
+	Key string `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	// How long it may wait for delivery, if shorter than the session's TTL.
+	TtlMs uint64 `protobuf:"varint,7,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// Wait for the outcome for so long; 0: return once the message is accepted.
+	WaitMs uint32 `protobuf:"varint,8,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// name@vVERSION of the body's schema; translated if the other side speaks
+	// another version.
+	Schema        string `protobuf:"bytes,9,opt,name=schema,proto3" json:"schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendRequest) Reset() {
+	*x = SendRequest{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendRequest) ProtoMessage() {}
+
+func (x *SendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
+func (*SendRequest) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SendRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *SendRequest) GetBody() isSendRequest_Body {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *SendRequest) GetJson() string {
+	if x != nil {
+		if x, ok := x.Body.(*SendRequest_Json); ok {
+			return x.Json
+		}
+	}
+	return ""
+}
+
+func (x *SendRequest) GetProtobuf() []byte {
+	if x != nil {
+		if x, ok := x.Body.(*SendRequest_Protobuf); ok {
+			return x.Protobuf
+		}
+	}
+	return nil
+}
+
+func (x *SendRequest) GetCapability() string {
+	if x != nil {
+		return x.Capability
+	}
+	return ""
+}
+
+func (x *SendRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *SendRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SendRequest) GetTtlMs() uint64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+func (x *SendRequest) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *SendRequest) GetSchema() string {
+	if x != nil {
+		return x.Schema
+	}
+	return ""
+}
+
+type isSendRequest_Body interface {
+	isSendRequest_Body()
+}
+
+type SendRequest_Json struct {
+	Json string `protobuf:"bytes,2,opt,name=json,proto3,oneof"`
+}
+
+type SendRequest_Protobuf struct {
+	Protobuf []byte `protobuf:"bytes,3,opt,name=protobuf,proto3,oneof"`
+}
+
+func (*SendRequest_Json) isSendRequest_Body() {}
+
+func (*SendRequest_Protobuf) isSendRequest_Body() {}
+
+type SendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each recipient.
+	Deliveries    []*Delivery `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendResponse) Reset() {
+	*x = SendResponse{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendResponse) ProtoMessage() {}
+
+func (x *SendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
+func (*SendResponse) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SendResponse) GetDeliveries() []*Delivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+// Delivery is what became of a message towards one recipient.
+type Delivery struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Agent   string                 `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
+	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Session string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	// Counts the messages of the session in this direction.
+	Sequence uint64 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Key      string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	// pending, delivered, failed or expired.
+	Status string `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
+	// Of failed: a code.
+	Code     string   `protobuf:"bytes,7,opt,name=code,proto3" json:"code,omitempty"`
+	Pointers []string `protobuf:"bytes,8,rep,name=pointers,proto3" json:"pointers,omitempty"`
+	// What the handler answered, if there was one.
+	//
+	// Types that are valid to be assigned to Response:
+	//
+	//	*Delivery_Json
+	//	*Delivery_Protobuf
+	Response      isDelivery_Response `protobuf_oneof:"response"`
+	Attempts      uint32              `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	ElapsedMs     float64             `protobuf:"fixed64,12,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Delivery) Reset() {
+	*x = Delivery{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Delivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Delivery) ProtoMessage() {}
+
+func (x *Delivery) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
+func (*Delivery) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Delivery) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *Delivery) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Delivery) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *Delivery) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Delivery) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Delivery) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Delivery) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Delivery) GetPointers() []string {
+	if x != nil {
+		return x.Pointers
+	}
+	return nil
+}
+
+func (x *Delivery) GetResponse() isDelivery_Response {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+func (x *Delivery) GetJson() string {
+	if x != nil {
+		if x, ok := x.Response.(*Delivery_Json); ok {
+			return x.Json
+		}
+	}
+	return ""
+}
+
+func (x *Delivery) GetProtobuf() []byte {
+	if x != nil {
+		if x, ok := x.Response.(*Delivery_Protobuf); ok {
+			return x.Protobuf
+		}
+	}
+	return nil
+}
+
+func (x *Delivery) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Delivery) GetElapsedMs() float64 {
+	if x != nil {
+		return x.ElapsedMs
+	}
+	return 0
+}
+
+type isDelivery_Response interface {
+	isDelivery_Response()
+}
+
+type Delivery_Json struct {
+	Json string `protobuf:"bytes,9,opt,name=json,proto3,oneof"`
+}
+
+type Delivery_Protobuf struct {
+	Protobuf []byte `protobuf:"bytes,10,opt,name=protobuf,proto3,oneof"`
+}
+
+func (*Delivery_Json) isDelivery_Response() {}
+
+func (*Delivery_Protobuf) isDelivery_Response() {}
+
+type OutcomeRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Key     string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Wait for so long if it is pending.
+	WaitMs        uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutcomeRequest) Reset() {
+	*x = OutcomeRequest{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutcomeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutcomeRequest) ProtoMessage() {}
+
+func (x *OutcomeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutcomeRequest.ProtoReflect.Descriptor instead.
+func (*OutcomeRequest) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OutcomeRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *OutcomeRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *OutcomeRequest) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+type ReceiveRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Messages with a higher sequence; 0: from the last one consumed on.
+	Cursor uint64 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// At most so many; default 100, at most 1000.
+	Limit uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Wait for the first for so long; at most 300 s.
+	WaitMs uint32 `protobuf:"varint,4,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// Forget everything up to and including cursor first.
+	Consume       bool `protobuf:"varint,5,opt,name=consume,proto3" json:"consume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiveRequest) Reset() {
+	*x = ReceiveRequest{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiveRequest) ProtoMessage() {}
+
+func (x *ReceiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiveRequest.ProtoReflect.Descriptor instead.
+func (*ReceiveRequest) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ReceiveRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ReceiveRequest) GetCursor() uint64 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+func (x *ReceiveRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ReceiveRequest) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *ReceiveRequest) GetConsume() bool {
+	if x != nil {
+		return x.Consume
+	}
+	return false
+}
+
+type ReceiveResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Messages []*ReceivedMessage     `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Numbers that never came: expired or failed at the sender, or dropped here.
+	Gaps []*Gap `protobuf:"bytes,2,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	// Where to go on.
+	Cursor        uint64 `protobuf:"varint,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiveResponse) Reset() {
+	*x = ReceiveResponse{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiveResponse) ProtoMessage() {}
+
+func (x *ReceiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiveResponse.ProtoReflect.Descriptor instead.
+func (*ReceiveResponse) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ReceiveResponse) GetMessages() []*ReceivedMessage {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *ReceiveResponse) GetGaps() []*Gap {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
+func (x *ReceiveResponse) GetCursor() uint64 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+type ReceivedMessage struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Key      string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Types that are valid to be assigned to Body:
+	//
+	//	*ReceivedMessage_Json
+	//	*ReceivedMessage_Protobuf
+	Body  isReceivedMessage_Body `protobuf_oneof:"body"`
+	Agent string                 `protobuf:"bytes,5,opt,name=agent,proto3" json:"agent,omitempty"`
+	// RFC 3339 with nanoseconds.
+	Received      string `protobuf:"bytes,6,opt,name=received,proto3" json:"received,omitempty"`
+	Redelivered   bool   `protobuf:"varint,7,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	Traceparent   string `protobuf:"bytes,8,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	CorrelationId string `protobuf:"bytes,9,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	Schema        string `protobuf:"bytes,10,opt,name=schema,proto3" json:"schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceivedMessage) Reset() {
+	*x = ReceivedMessage{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceivedMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceivedMessage) ProtoMessage() {}
+
+func (x *ReceivedMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceivedMessage.ProtoReflect.Descriptor instead.
+func (*ReceivedMessage) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReceivedMessage) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ReceivedMessage) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetBody() isReceivedMessage_Body {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *ReceivedMessage) GetJson() string {
+	if x != nil {
+		if x, ok := x.Body.(*ReceivedMessage_Json); ok {
+			return x.Json
+		}
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetProtobuf() []byte {
+	if x != nil {
+		if x, ok := x.Body.(*ReceivedMessage_Protobuf); ok {
+			return x.Protobuf
+		}
+	}
+	return nil
+}
+
+func (x *ReceivedMessage) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetReceived() string {
+	if x != nil {
+		return x.Received
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetRedelivered() bool {
+	if x != nil {
+		return x.Redelivered
+	}
+	return false
+}
+
+func (x *ReceivedMessage) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetSchema() string {
+	if x != nil {
+		return x.Schema
+	}
+	return ""
+}
+
+type isReceivedMessage_Body interface {
+	isReceivedMessage_Body()
+}
+
+type ReceivedMessage_Json struct {
+	Json string `protobuf:"bytes,3,opt,name=json,proto3,oneof"`
+}
+
+type ReceivedMessage_Protobuf struct {
+	Protobuf []byte `protobuf:"bytes,4,opt,name=protobuf,proto3,oneof"`
+}
+
+func (*ReceivedMessage_Json) isReceivedMessage_Body() {}
+
+func (*ReceivedMessage_Protobuf) isReceivedMessage_Body() {}
+
+type Gap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            uint64                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Gap) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Gap) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Also sessions that have ended, as far back as the node remembers.
@@ -389,7 +1305,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	mi := &file_openmesh_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +1317,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	mi := &file_openmesh_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +1330,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{2}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListSessionsRequest) GetAll() bool {
@@ -433,7 +1349,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[3]
+	mi := &file_openmesh_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +1361,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[3]
+	mi := &file_openmesh_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +1374,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{3}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*SessionInfo {
@@ -478,7 +1394,7 @@ type ShowSessionRequest struct {
 
 func (x *ShowSessionRequest) Reset() {
 	*x = ShowSessionRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[4]
+	mi := &file_openmesh_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +1406,7 @@ func (x *ShowSessionRequest) String() string {
 func (*ShowSessionRequest) ProtoMessage() {}
 
 func (x *ShowSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[4]
+	mi := &file_openmesh_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +1419,7 @@ func (x *ShowSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowSessionRequest.ProtoReflect.Descriptor instead.
 func (*ShowSessionRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{4}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShowSessionRequest) GetSession() string {
@@ -524,7 +1440,7 @@ type CloseSessionRequest struct {
 
 func (x *CloseSessionRequest) Reset() {
 	*x = CloseSessionRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[5]
+	mi := &file_openmesh_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +1452,7 @@ func (x *CloseSessionRequest) String() string {
 func (*CloseSessionRequest) ProtoMessage() {}
 
 func (x *CloseSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[5]
+	mi := &file_openmesh_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +1465,7 @@ func (x *CloseSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSessionRequest.ProtoReflect.Descriptor instead.
 func (*CloseSessionRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CloseSessionRequest) GetSession() string {
@@ -592,14 +1508,21 @@ type SessionInfo struct {
 	// Why the session ended, if it was terminated.
 	Reason string `protobuf:"bytes,18,opt,name=reason,proto3" json:"reason,omitempty"`
 	// initiator or responder.
-	Role          string `protobuf:"bytes,19,opt,name=role,proto3" json:"role,omitempty"`
+	Role string `protobuf:"bytes,19,opt,name=role,proto3" json:"role,omitempty"`
+	// What the other side has been told to mind: policy notices, most recent last.
+	Notices []*Notice `protobuf:"bytes,20,rep,name=notices,proto3" json:"notices,omitempty"`
+	// Messages accepted and without outcome, and received and not consumed.
+	Outbox uint32 `protobuf:"varint,21,opt,name=outbox,proto3" json:"outbox,omitempty"`
+	// Of a multicast session: the sessions with each recipient.
+	Members       []*SessionInfo `protobuf:"bytes,22,rep,name=members,proto3" json:"members,omitempty"`
+	Protocols     []*AppProtocol `protobuf:"bytes,23,rep,name=protocols,proto3" json:"protocols,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[6]
+	mi := &file_openmesh_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +1534,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[6]
+	mi := &file_openmesh_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +1547,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SessionInfo) GetSession() string {
@@ -760,6 +1683,158 @@ func (x *SessionInfo) GetRole() string {
 	return ""
 }
 
+func (x *SessionInfo) GetNotices() []*Notice {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+func (x *SessionInfo) GetOutbox() uint32 {
+	if x != nil {
+		return x.Outbox
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetMembers() []*SessionInfo {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *SessionInfo) GetProtocols() []*AppProtocol {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
+}
+
+type AppProtocol struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppProtocol) Reset() {
+	*x = AppProtocol{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppProtocol) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppProtocol) ProtoMessage() {}
+
+func (x *AppProtocol) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppProtocol.ProtoReflect.Descriptor instead.
+func (*AppProtocol) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AppProtocol) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AppProtocol) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// Notice is a warning about the conduct of one side.
+type Notice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// sent or received.
+	Direction string `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"`
+	// warn, throttle or terminate.
+	Effect string `protobuf:"bytes,2,opt,name=effect,proto3" json:"effect,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// RFC 3339 with nanoseconds.
+	At            string `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Notice) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Notice) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+func (x *Notice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Notice) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
 type Channel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// direct, holepunched or relayed.
@@ -775,7 +1850,7 @@ type Channel struct {
 
 func (x *Channel) Reset() {
 	*x = Channel{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[7]
+	mi := &file_openmesh_v1_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1862,7 @@ func (x *Channel) String() string {
 func (*Channel) ProtoMessage() {}
 
 func (x *Channel) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[7]
+	mi := &file_openmesh_v1_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1875,7 @@ func (x *Channel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Channel.ProtoReflect.Descriptor instead.
 func (*Channel) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Channel) GetKind() string {
@@ -849,13 +1924,18 @@ type Contract struct {
 	RekeyIntervalMs uint32                 `protobuf:"varint,6,opt,name=rekey_interval_ms,json=rekeyIntervalMs,proto3" json:"rekey_interval_ms,omitempty"`
 	MaxMessageBytes uint32                 `protobuf:"varint,7,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
 	MaxPending      uint32                 `protobuf:"varint,8,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Persistent      bool                   `protobuf:"varint,9,opt,name=persistent,proto3" json:"persistent,omitempty"`
+	Retry           *Retry                 `protobuf:"bytes,10,opt,name=retry,proto3" json:"retry,omitempty"`
+	// Of each direction; 0: no limit.
+	MessageRate   uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
+	ByteRate      uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Contract) Reset() {
 	*x = Contract{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[8]
+	mi := &file_openmesh_v1_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1947,7 @@ func (x *Contract) String() string {
 func (*Contract) ProtoMessage() {}
 
 func (x *Contract) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[8]
+	mi := &file_openmesh_v1_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1960,7 @@ func (x *Contract) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contract.ProtoReflect.Descriptor instead.
 func (*Contract) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Contract) GetQos() string {
@@ -939,6 +2019,111 @@ func (x *Contract) GetMaxPending() uint32 {
 	return 0
 }
 
+func (x *Contract) GetPersistent() bool {
+	if x != nil {
+		return x.Persistent
+	}
+	return false
+}
+
+func (x *Contract) GetRetry() *Retry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *Contract) GetMessageRate() uint32 {
+	if x != nil {
+		return x.MessageRate
+	}
+	return 0
+}
+
+func (x *Contract) GetByteRate() uint32 {
+	if x != nil {
+		return x.ByteRate
+	}
+	return 0
+}
+
+// Retry says when a message without success is sent again.
+type Retry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Max           uint32                 `protobuf:"varint,1,opt,name=max,proto3" json:"max,omitempty"`
+	InitialMs     uint32                 `protobuf:"varint,2,opt,name=initial_ms,json=initialMs,proto3" json:"initial_ms,omitempty"`
+	Multiplier    float64                `protobuf:"fixed64,3,opt,name=multiplier,proto3" json:"multiplier,omitempty"`
+	MaxIntervalMs uint32                 `protobuf:"varint,4,opt,name=max_interval_ms,json=maxIntervalMs,proto3" json:"max_interval_ms,omitempty"`
+	Jitter        float64                `protobuf:"fixed64,5,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry) Reset() {
+	*x = Retry{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry) ProtoMessage() {}
+
+func (x *Retry) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry.ProtoReflect.Descriptor instead.
+func (*Retry) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Retry) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Retry) GetInitialMs() uint32 {
+	if x != nil {
+		return x.InitialMs
+	}
+	return 0
+}
+
+func (x *Retry) GetMultiplier() float64 {
+	if x != nil {
+		return x.Multiplier
+	}
+	return 0
+}
+
+func (x *Retry) GetMaxIntervalMs() uint32 {
+	if x != nil {
+		return x.MaxIntervalMs
+	}
+	return 0
+}
+
+func (x *Retry) GetJitter() float64 {
+	if x != nil {
+		return x.Jitter
+	}
+	return 0
+}
+
 type WatchSessionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -947,7 +2132,7 @@ type WatchSessionsRequest struct {
 
 func (x *WatchSessionsRequest) Reset() {
 	*x = WatchSessionsRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[9]
+	mi := &file_openmesh_v1_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +2144,7 @@ func (x *WatchSessionsRequest) String() string {
 func (*WatchSessionsRequest) ProtoMessage() {}
 
 func (x *WatchSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[9]
+	mi := &file_openmesh_v1_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +2157,7 @@ func (x *WatchSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionsRequest.ProtoReflect.Descriptor instead.
 func (*WatchSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{21}
 }
 
 type SessionEvent struct {
@@ -990,7 +2175,7 @@ type SessionEvent struct {
 
 func (x *SessionEvent) Reset() {
 	*x = SessionEvent{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[10]
+	mi := &file_openmesh_v1_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +2187,7 @@ func (x *SessionEvent) String() string {
 func (*SessionEvent) ProtoMessage() {}
 
 func (x *SessionEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[10]
+	mi := &file_openmesh_v1_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +2200,7 @@ func (x *SessionEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionEvent.ProtoReflect.Descriptor instead.
 func (*SessionEvent) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SessionEvent) GetSession() string {
@@ -1072,7 +2257,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[11]
+	mi := &file_openmesh_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +2269,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[11]
+	mi := &file_openmesh_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +2282,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PullRequest) GetCapabilities() []string {
@@ -1132,14 +2317,16 @@ type PullResponse struct {
 	Traceparent    string              `protobuf:"bytes,10,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	CorrelationId  string              `protobuf:"bytes,11,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
 	// RFC 3339 with nanoseconds.
-	Deadline      string `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Deadline string `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// The request may have been worked on before.
+	Redelivered   bool `protobuf:"varint,13,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[12]
+	mi := &file_openmesh_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +2338,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[12]
+	mi := &file_openmesh_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +2351,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PullResponse) GetId() string {
@@ -1262,6 +2449,13 @@ func (x *PullResponse) GetDeadline() string {
 	return ""
 }
 
+func (x *PullResponse) GetRedelivered() bool {
+	if x != nil {
+		return x.Redelivered
+	}
+	return false
+}
+
 type isPullResponse_Body interface {
 	isPullResponse_Body()
 }
@@ -1294,7 +2488,7 @@ type ReplyRequest struct {
 
 func (x *ReplyRequest) Reset() {
 	*x = ReplyRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[13]
+	mi := &file_openmesh_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +2500,7 @@ func (x *ReplyRequest) String() string {
 func (*ReplyRequest) ProtoMessage() {}
 
 func (x *ReplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[13]
+	mi := &file_openmesh_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +2513,7 @@ func (x *ReplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplyRequest.ProtoReflect.Descriptor instead.
 func (*ReplyRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReplyRequest) GetId() string {
@@ -1385,7 +2579,7 @@ type ReplyResponse struct {
 
 func (x *ReplyResponse) Reset() {
 	*x = ReplyResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[14]
+	mi := &file_openmesh_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +2591,7 @@ func (x *ReplyResponse) String() string {
 func (*ReplyResponse) ProtoMessage() {}
 
 func (x *ReplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[14]
+	mi := &file_openmesh_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +2604,7 @@ func (x *ReplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplyResponse.ProtoReflect.Descriptor instead.
 func (*ReplyResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{14}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 var File_openmesh_v1_session_proto protoreflect.FileDescriptor
@@ -1455,7 +2649,90 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"capability\x18\f \x01(\tR\n" +
 	"capabilityB\x06\n" +
-	"\x04body\"'\n" +
+	"\x04body\"\xc3\x03\n" +
+	"\x12OpenSessionRequest\x12\x18\n" +
+	"\atargets\x18\x01 \x03(\tR\atargets\x12\x10\n" +
+	"\x03qos\x18\x02 \x01(\tR\x03qos\x12\x18\n" +
+	"\aordered\x18\x03 \x01(\bR\aordered\x12\x1e\n" +
+	"\n" +
+	"persistent\x18\x04 \x01(\bR\n" +
+	"persistent\x12\x15\n" +
+	"\x06ttl_ms\x18\x05 \x01(\x04R\x05ttlMs\x12$\n" +
+	"\x0eack_timeout_ms\x18\x06 \x01(\rR\fackTimeoutMs\x12!\n" +
+	"\fkeepalive_ms\x18\a \x01(\rR\vkeepaliveMs\x12*\n" +
+	"\x11rekey_interval_ms\x18\b \x01(\rR\x0frekeyIntervalMs\x12*\n" +
+	"\x11max_message_bytes\x18\t \x01(\rR\x0fmaxMessageBytes\x12\x1f\n" +
+	"\vmax_pending\x18\n" +
+	" \x01(\rR\n" +
+	"maxPending\x12!\n" +
+	"\fmessage_rate\x18\v \x01(\rR\vmessageRate\x12\x1b\n" +
+	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\x12\x1c\n" +
+	"\ttransport\x18\r \x01(\tR\ttransport\x12\x10\n" +
+	"\x03via\x18\x0e \x01(\tR\x03via\"\xf7\x01\n" +
+	"\vSendRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
+	"\x04json\x18\x02 \x01(\tH\x00R\x04json\x12\x1c\n" +
+	"\bprotobuf\x18\x03 \x01(\fH\x00R\bprotobuf\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x04 \x01(\tR\n" +
+	"capability\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\x12\x15\n" +
+	"\x06ttl_ms\x18\a \x01(\x04R\x05ttlMs\x12\x17\n" +
+	"\await_ms\x18\b \x01(\rR\x06waitMs\x12\x16\n" +
+	"\x06schema\x18\t \x01(\tR\x06schemaB\x06\n" +
+	"\x04body\"E\n" +
+	"\fSendResponse\x125\n" +
+	"\n" +
+	"deliveries\x18\x01 \x03(\v2\x15.openmesh.v1.DeliveryR\n" +
+	"deliveries\"\xc5\x02\n" +
+	"\bDelivery\x12\x14\n" +
+	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x1a\n" +
+	"\bsequence\x18\x04 \x01(\x04R\bsequence\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x16\n" +
+	"\x06status\x18\x06 \x01(\tR\x06status\x12\x12\n" +
+	"\x04code\x18\a \x01(\tR\x04code\x12\x1a\n" +
+	"\bpointers\x18\b \x03(\tR\bpointers\x12\x14\n" +
+	"\x04json\x18\t \x01(\tH\x00R\x04json\x12\x1c\n" +
+	"\bprotobuf\x18\n" +
+	" \x01(\fH\x00R\bprotobuf\x12\x1a\n" +
+	"\battempts\x18\v \x01(\rR\battempts\x12\x1d\n" +
+	"\n" +
+	"elapsed_ms\x18\f \x01(\x01R\telapsedMsB\n" +
+	"\n" +
+	"\bresponse\"U\n" +
+	"\x0eOutcomeRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x17\n" +
+	"\await_ms\x18\x03 \x01(\rR\x06waitMs\"\x8b\x01\n" +
+	"\x0eReceiveRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x17\n" +
+	"\await_ms\x18\x04 \x01(\rR\x06waitMs\x12\x18\n" +
+	"\aconsume\x18\x05 \x01(\bR\aconsume\"\x89\x01\n" +
+	"\x0fReceiveResponse\x128\n" +
+	"\bmessages\x18\x01 \x03(\v2\x1c.openmesh.v1.ReceivedMessageR\bmessages\x12$\n" +
+	"\x04gaps\x18\x02 \x03(\v2\x10.openmesh.v1.GapR\x04gaps\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\"\xb0\x02\n" +
+	"\x0fReceivedMessage\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
+	"\x04json\x18\x03 \x01(\tH\x00R\x04json\x12\x1c\n" +
+	"\bprotobuf\x18\x04 \x01(\fH\x00R\bprotobuf\x12\x14\n" +
+	"\x05agent\x18\x05 \x01(\tR\x05agent\x12\x1a\n" +
+	"\breceived\x18\x06 \x01(\tR\breceived\x12 \n" +
+	"\vredelivered\x18\a \x01(\bR\vredelivered\x12 \n" +
+	"\vtraceparent\x18\b \x01(\tR\vtraceparent\x12%\n" +
+	"\x0ecorrelation_id\x18\t \x01(\tR\rcorrelationId\x12\x16\n" +
+	"\x06schema\x18\n" +
+	" \x01(\tR\x06schemaB\x06\n" +
+	"\x04body\")\n" +
+	"\x03Gap\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\"'\n" +
 	"\x13ListSessionsRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\"L\n" +
 	"\x14ListSessionsResponse\x124\n" +
@@ -1464,7 +2741,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\tR\asession\"M\n" +
 	"\x13CloseSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x1c\n" +
-	"\tterminate\x18\x02 \x01(\bR\tterminate\"\xa1\x04\n" +
+	"\tterminate\x18\x02 \x01(\bR\tterminate\"\xd4\x05\n" +
 	"\vSessionInfo\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12\x12\n" +
@@ -1487,13 +2764,25 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\ahistory\x18\x10 \x03(\v2\x19.openmesh.v1.SessionEventR\ahistory\x12\x18\n" +
 	"\aaddress\x18\x11 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06reason\x18\x12 \x01(\tR\x06reason\x12\x12\n" +
-	"\x04role\x18\x13 \x01(\tR\x04role\"z\n" +
+	"\x04role\x18\x13 \x01(\tR\x04role\x12-\n" +
+	"\anotices\x18\x14 \x03(\v2\x13.openmesh.v1.NoticeR\anotices\x12\x16\n" +
+	"\x06outbox\x18\x15 \x01(\rR\x06outbox\x122\n" +
+	"\amembers\x18\x16 \x03(\v2\x18.openmesh.v1.SessionInfoR\amembers\x126\n" +
+	"\tprotocols\x18\x17 \x03(\v2\x18.openmesh.v1.AppProtocolR\tprotocols\";\n" +
+	"\vAppProtocol\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\"f\n" +
+	"\x06Notice\x12\x1c\n" +
+	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x16\n" +
+	"\x06effect\x18\x02 \x01(\tR\x06effect\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\"z\n" +
 	"\aChannel\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\ttransport\x18\x02 \x01(\tR\ttransport\x12\x15\n" +
 	"\x06rtt_ms\x18\x03 \x01(\x01R\x05rttMs\x12\x12\n" +
 	"\x04loss\x18\x04 \x01(\x01R\x04loss\x12\x12\n" +
-	"\x04addr\x18\x05 \x01(\tR\x04addr\"\x8f\x02\n" +
+	"\x04addr\x18\x05 \x01(\tR\x04addr\"\x99\x03\n" +
 	"\bContract\x12\x10\n" +
 	"\x03qos\x18\x01 \x01(\tR\x03qos\x12\x18\n" +
 	"\aordered\x18\x02 \x01(\bR\aordered\x12\x15\n" +
@@ -1503,7 +2792,23 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x11rekey_interval_ms\x18\x06 \x01(\rR\x0frekeyIntervalMs\x12*\n" +
 	"\x11max_message_bytes\x18\a \x01(\rR\x0fmaxMessageBytes\x12\x1f\n" +
 	"\vmax_pending\x18\b \x01(\rR\n" +
-	"maxPending\"\x16\n" +
+	"maxPending\x12\x1e\n" +
+	"\n" +
+	"persistent\x18\t \x01(\bR\n" +
+	"persistent\x12(\n" +
+	"\x05retry\x18\n" +
+	" \x01(\v2\x12.openmesh.v1.RetryR\x05retry\x12!\n" +
+	"\fmessage_rate\x18\v \x01(\rR\vmessageRate\x12\x1b\n" +
+	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\"\x98\x01\n" +
+	"\x05Retry\x12\x10\n" +
+	"\x03max\x18\x01 \x01(\rR\x03max\x12\x1d\n" +
+	"\n" +
+	"initial_ms\x18\x02 \x01(\rR\tinitialMs\x12\x1e\n" +
+	"\n" +
+	"multiplier\x18\x03 \x01(\x01R\n" +
+	"multiplier\x12&\n" +
+	"\x0fmax_interval_ms\x18\x04 \x01(\rR\rmaxIntervalMs\x12\x16\n" +
+	"\x06jitter\x18\x05 \x01(\x01R\x06jitter\"\x16\n" +
 	"\x14WatchSessionsRequest\"\x8a\x01\n" +
 	"\fSessionEvent\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
@@ -1514,7 +2819,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x02at\x18\x06 \x01(\tR\x02at\"J\n" +
 	"\vPullRequest\x12\"\n" +
 	"\fcapabilities\x18\x01 \x03(\tR\fcapabilities\x12\x17\n" +
-	"\await_ms\x18\x02 \x01(\rR\x06waitMs\"\x86\x03\n" +
+	"\await_ms\x18\x02 \x01(\rR\x06waitMs\"\xa8\x03\n" +
 	"\fPullResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -1530,7 +2835,8 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\vtraceparent\x18\n" +
 	" \x01(\tR\vtraceparent\x12%\n" +
 	"\x0ecorrelation_id\x18\v \x01(\tR\rcorrelationId\x12\x1a\n" +
-	"\bdeadline\x18\f \x01(\tR\bdeadlineB\x06\n" +
+	"\bdeadline\x18\f \x01(\tR\bdeadline\x12 \n" +
+	"\vredelivered\x18\r \x01(\bR\vredeliveredB\x06\n" +
 	"\x04body\"p\n" +
 	"\fReplyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
@@ -1538,12 +2844,16 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\bprotobuf\x18\x03 \x01(\fH\x00R\bprotobuf\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05errorB\x06\n" +
 	"\x04body\"\x0f\n" +
-	"\rReplyResponse2\xe1\x03\n" +
+	"\rReplyResponse2\xe6\x05\n" +
 	"\aSession\x12;\n" +
 	"\x04Call\x12\x18.openmesh.v1.CallRequest\x1a\x19.openmesh.v1.CallResponse\x12K\n" +
 	"\x04List\x12 .openmesh.v1.ListSessionsRequest\x1a!.openmesh.v1.ListSessionsResponse\x12A\n" +
 	"\x04Show\x12\x1f.openmesh.v1.ShowSessionRequest\x1a\x18.openmesh.v1.SessionInfo\x12C\n" +
-	"\x05Close\x12 .openmesh.v1.CloseSessionRequest\x1a\x18.openmesh.v1.SessionInfo\x12G\n" +
+	"\x05Close\x12 .openmesh.v1.CloseSessionRequest\x1a\x18.openmesh.v1.SessionInfo\x12A\n" +
+	"\x04Open\x12\x1f.openmesh.v1.OpenSessionRequest\x1a\x18.openmesh.v1.SessionInfo\x12;\n" +
+	"\x04Send\x12\x18.openmesh.v1.SendRequest\x1a\x19.openmesh.v1.SendResponse\x12=\n" +
+	"\aOutcome\x12\x1b.openmesh.v1.OutcomeRequest\x1a\x15.openmesh.v1.Delivery\x12D\n" +
+	"\aReceive\x12\x1b.openmesh.v1.ReceiveRequest\x1a\x1c.openmesh.v1.ReceiveResponse\x12G\n" +
 	"\x05Watch\x12!.openmesh.v1.WatchSessionsRequest\x1a\x19.openmesh.v1.SessionEvent0\x01\x12;\n" +
 	"\x04Pull\x12\x18.openmesh.v1.PullRequest\x1a\x19.openmesh.v1.PullResponse\x12>\n" +
 	"\x05Reply\x12\x19.openmesh.v1.ReplyRequest\x1a\x1a.openmesh.v1.ReplyResponseB*Z(openmesh/node/api/openmesh/v1;openmeshv1b\x06proto3"
@@ -1560,50 +2870,77 @@ func file_openmesh_v1_session_proto_rawDescGZIP() []byte {
 	return file_openmesh_v1_session_proto_rawDescData
 }
 
-var file_openmesh_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_openmesh_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_openmesh_v1_session_proto_goTypes = []any{
 	(*CallRequest)(nil),          // 0: openmesh.v1.CallRequest
 	(*CallResponse)(nil),         // 1: openmesh.v1.CallResponse
-	(*ListSessionsRequest)(nil),  // 2: openmesh.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil), // 3: openmesh.v1.ListSessionsResponse
-	(*ShowSessionRequest)(nil),   // 4: openmesh.v1.ShowSessionRequest
-	(*CloseSessionRequest)(nil),  // 5: openmesh.v1.CloseSessionRequest
-	(*SessionInfo)(nil),          // 6: openmesh.v1.SessionInfo
-	(*Channel)(nil),              // 7: openmesh.v1.Channel
-	(*Contract)(nil),             // 8: openmesh.v1.Contract
-	(*WatchSessionsRequest)(nil), // 9: openmesh.v1.WatchSessionsRequest
-	(*SessionEvent)(nil),         // 10: openmesh.v1.SessionEvent
-	(*PullRequest)(nil),          // 11: openmesh.v1.PullRequest
-	(*PullResponse)(nil),         // 12: openmesh.v1.PullResponse
-	(*ReplyRequest)(nil),         // 13: openmesh.v1.ReplyRequest
-	(*ReplyResponse)(nil),        // 14: openmesh.v1.ReplyResponse
-	(*Path)(nil),                 // 15: openmesh.v1.Path
+	(*OpenSessionRequest)(nil),   // 2: openmesh.v1.OpenSessionRequest
+	(*SendRequest)(nil),          // 3: openmesh.v1.SendRequest
+	(*SendResponse)(nil),         // 4: openmesh.v1.SendResponse
+	(*Delivery)(nil),             // 5: openmesh.v1.Delivery
+	(*OutcomeRequest)(nil),       // 6: openmesh.v1.OutcomeRequest
+	(*ReceiveRequest)(nil),       // 7: openmesh.v1.ReceiveRequest
+	(*ReceiveResponse)(nil),      // 8: openmesh.v1.ReceiveResponse
+	(*ReceivedMessage)(nil),      // 9: openmesh.v1.ReceivedMessage
+	(*Gap)(nil),                  // 10: openmesh.v1.Gap
+	(*ListSessionsRequest)(nil),  // 11: openmesh.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil), // 12: openmesh.v1.ListSessionsResponse
+	(*ShowSessionRequest)(nil),   // 13: openmesh.v1.ShowSessionRequest
+	(*CloseSessionRequest)(nil),  // 14: openmesh.v1.CloseSessionRequest
+	(*SessionInfo)(nil),          // 15: openmesh.v1.SessionInfo
+	(*AppProtocol)(nil),          // 16: openmesh.v1.AppProtocol
+	(*Notice)(nil),               // 17: openmesh.v1.Notice
+	(*Channel)(nil),              // 18: openmesh.v1.Channel
+	(*Contract)(nil),             // 19: openmesh.v1.Contract
+	(*Retry)(nil),                // 20: openmesh.v1.Retry
+	(*WatchSessionsRequest)(nil), // 21: openmesh.v1.WatchSessionsRequest
+	(*SessionEvent)(nil),         // 22: openmesh.v1.SessionEvent
+	(*PullRequest)(nil),          // 23: openmesh.v1.PullRequest
+	(*PullResponse)(nil),         // 24: openmesh.v1.PullResponse
+	(*ReplyRequest)(nil),         // 25: openmesh.v1.ReplyRequest
+	(*ReplyResponse)(nil),        // 26: openmesh.v1.ReplyResponse
+	(*Path)(nil),                 // 27: openmesh.v1.Path
 }
 var file_openmesh_v1_session_proto_depIdxs = []int32{
-	15, // 0: openmesh.v1.CallResponse.path:type_name -> openmesh.v1.Path
-	6,  // 1: openmesh.v1.ListSessionsResponse.sessions:type_name -> openmesh.v1.SessionInfo
-	7,  // 2: openmesh.v1.SessionInfo.channels:type_name -> openmesh.v1.Channel
-	8,  // 3: openmesh.v1.SessionInfo.contract:type_name -> openmesh.v1.Contract
-	10, // 4: openmesh.v1.SessionInfo.history:type_name -> openmesh.v1.SessionEvent
-	0,  // 5: openmesh.v1.Session.Call:input_type -> openmesh.v1.CallRequest
-	2,  // 6: openmesh.v1.Session.List:input_type -> openmesh.v1.ListSessionsRequest
-	4,  // 7: openmesh.v1.Session.Show:input_type -> openmesh.v1.ShowSessionRequest
-	5,  // 8: openmesh.v1.Session.Close:input_type -> openmesh.v1.CloseSessionRequest
-	9,  // 9: openmesh.v1.Session.Watch:input_type -> openmesh.v1.WatchSessionsRequest
-	11, // 10: openmesh.v1.Session.Pull:input_type -> openmesh.v1.PullRequest
-	13, // 11: openmesh.v1.Session.Reply:input_type -> openmesh.v1.ReplyRequest
-	1,  // 12: openmesh.v1.Session.Call:output_type -> openmesh.v1.CallResponse
-	3,  // 13: openmesh.v1.Session.List:output_type -> openmesh.v1.ListSessionsResponse
-	6,  // 14: openmesh.v1.Session.Show:output_type -> openmesh.v1.SessionInfo
-	6,  // 15: openmesh.v1.Session.Close:output_type -> openmesh.v1.SessionInfo
-	10, // 16: openmesh.v1.Session.Watch:output_type -> openmesh.v1.SessionEvent
-	12, // 17: openmesh.v1.Session.Pull:output_type -> openmesh.v1.PullResponse
-	14, // 18: openmesh.v1.Session.Reply:output_type -> openmesh.v1.ReplyResponse
-	12, // [12:19] is the sub-list for method output_type
-	5,  // [5:12] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	27, // 0: openmesh.v1.CallResponse.path:type_name -> openmesh.v1.Path
+	5,  // 1: openmesh.v1.SendResponse.deliveries:type_name -> openmesh.v1.Delivery
+	9,  // 2: openmesh.v1.ReceiveResponse.messages:type_name -> openmesh.v1.ReceivedMessage
+	10, // 3: openmesh.v1.ReceiveResponse.gaps:type_name -> openmesh.v1.Gap
+	15, // 4: openmesh.v1.ListSessionsResponse.sessions:type_name -> openmesh.v1.SessionInfo
+	18, // 5: openmesh.v1.SessionInfo.channels:type_name -> openmesh.v1.Channel
+	19, // 6: openmesh.v1.SessionInfo.contract:type_name -> openmesh.v1.Contract
+	22, // 7: openmesh.v1.SessionInfo.history:type_name -> openmesh.v1.SessionEvent
+	17, // 8: openmesh.v1.SessionInfo.notices:type_name -> openmesh.v1.Notice
+	15, // 9: openmesh.v1.SessionInfo.members:type_name -> openmesh.v1.SessionInfo
+	16, // 10: openmesh.v1.SessionInfo.protocols:type_name -> openmesh.v1.AppProtocol
+	20, // 11: openmesh.v1.Contract.retry:type_name -> openmesh.v1.Retry
+	0,  // 12: openmesh.v1.Session.Call:input_type -> openmesh.v1.CallRequest
+	11, // 13: openmesh.v1.Session.List:input_type -> openmesh.v1.ListSessionsRequest
+	13, // 14: openmesh.v1.Session.Show:input_type -> openmesh.v1.ShowSessionRequest
+	14, // 15: openmesh.v1.Session.Close:input_type -> openmesh.v1.CloseSessionRequest
+	2,  // 16: openmesh.v1.Session.Open:input_type -> openmesh.v1.OpenSessionRequest
+	3,  // 17: openmesh.v1.Session.Send:input_type -> openmesh.v1.SendRequest
+	6,  // 18: openmesh.v1.Session.Outcome:input_type -> openmesh.v1.OutcomeRequest
+	7,  // 19: openmesh.v1.Session.Receive:input_type -> openmesh.v1.ReceiveRequest
+	21, // 20: openmesh.v1.Session.Watch:input_type -> openmesh.v1.WatchSessionsRequest
+	23, // 21: openmesh.v1.Session.Pull:input_type -> openmesh.v1.PullRequest
+	25, // 22: openmesh.v1.Session.Reply:input_type -> openmesh.v1.ReplyRequest
+	1,  // 23: openmesh.v1.Session.Call:output_type -> openmesh.v1.CallResponse
+	12, // 24: openmesh.v1.Session.List:output_type -> openmesh.v1.ListSessionsResponse
+	15, // 25: openmesh.v1.Session.Show:output_type -> openmesh.v1.SessionInfo
+	15, // 26: openmesh.v1.Session.Close:output_type -> openmesh.v1.SessionInfo
+	15, // 27: openmesh.v1.Session.Open:output_type -> openmesh.v1.SessionInfo
+	4,  // 28: openmesh.v1.Session.Send:output_type -> openmesh.v1.SendResponse
+	5,  // 29: openmesh.v1.Session.Outcome:output_type -> openmesh.v1.Delivery
+	8,  // 30: openmesh.v1.Session.Receive:output_type -> openmesh.v1.ReceiveResponse
+	22, // 31: openmesh.v1.Session.Watch:output_type -> openmesh.v1.SessionEvent
+	24, // 32: openmesh.v1.Session.Pull:output_type -> openmesh.v1.PullResponse
+	26, // 33: openmesh.v1.Session.Reply:output_type -> openmesh.v1.ReplyResponse
+	23, // [23:34] is the sub-list for method output_type
+	12, // [12:23] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_openmesh_v1_session_proto_init() }
@@ -1620,11 +2957,23 @@ func file_openmesh_v1_session_proto_init() {
 		(*CallResponse_Json)(nil),
 		(*CallResponse_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[12].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[3].OneofWrappers = []any{
+		(*SendRequest_Json)(nil),
+		(*SendRequest_Protobuf)(nil),
+	}
+	file_openmesh_v1_session_proto_msgTypes[5].OneofWrappers = []any{
+		(*Delivery_Json)(nil),
+		(*Delivery_Protobuf)(nil),
+	}
+	file_openmesh_v1_session_proto_msgTypes[9].OneofWrappers = []any{
+		(*ReceivedMessage_Json)(nil),
+		(*ReceivedMessage_Protobuf)(nil),
+	}
+	file_openmesh_v1_session_proto_msgTypes[24].OneofWrappers = []any{
 		(*PullResponse_Json)(nil),
 		(*PullResponse_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[13].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[25].OneofWrappers = []any{
 		(*ReplyRequest_Json)(nil),
 		(*ReplyRequest_Protobuf)(nil),
 	}
@@ -1634,7 +2983,7 @@ func file_openmesh_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_openmesh_v1_session_proto_rawDesc), len(file_openmesh_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

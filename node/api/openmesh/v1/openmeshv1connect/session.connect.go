@@ -41,6 +41,14 @@ const (
 	SessionShowProcedure = "/openmesh.v1.Session/Show"
 	// SessionCloseProcedure is the fully-qualified name of the Session's Close RPC.
 	SessionCloseProcedure = "/openmesh.v1.Session/Close"
+	// SessionOpenProcedure is the fully-qualified name of the Session's Open RPC.
+	SessionOpenProcedure = "/openmesh.v1.Session/Open"
+	// SessionSendProcedure is the fully-qualified name of the Session's Send RPC.
+	SessionSendProcedure = "/openmesh.v1.Session/Send"
+	// SessionOutcomeProcedure is the fully-qualified name of the Session's Outcome RPC.
+	SessionOutcomeProcedure = "/openmesh.v1.Session/Outcome"
+	// SessionReceiveProcedure is the fully-qualified name of the Session's Receive RPC.
+	SessionReceiveProcedure = "/openmesh.v1.Session/Receive"
 	// SessionWatchProcedure is the fully-qualified name of the Session's Watch RPC.
 	SessionWatchProcedure = "/openmesh.v1.Session/Watch"
 	// SessionPullProcedure is the fully-qualified name of the Session's Pull RPC.
@@ -59,6 +67,15 @@ type SessionClient interface {
 	Show(context.Context, *v1.ShowSessionRequest) (*v1.SessionInfo, error)
 	// Close drains a session and closes it.
 	Close(context.Context, *v1.CloseSessionRequest) (*v1.SessionInfo, error)
+	// Open sets a session up by hand. With several targets it is a multicast session:
+	// one to each, sent to together.
+	Open(context.Context, *v1.OpenSessionRequest) (*v1.SessionInfo, error)
+	// Send sends one message in a session, and with wait tells what became of it.
+	Send(context.Context, *v1.SendRequest) (*v1.SendResponse, error)
+	// Outcome tells what became of a message.
+	Outcome(context.Context, *v1.OutcomeRequest) (*v1.Delivery, error)
+	// Receive returns messages that the other side sent to no capability.
+	Receive(context.Context, *v1.ReceiveRequest) (*v1.ReceiveResponse, error)
 	// Watch streams session state changes as they happen.
 	Watch(context.Context, *v1.WatchSessionsRequest) (*connect.ServerStreamForClient[v1.SessionEvent], error)
 	// Pull waits for the next request to a capability whose handler is "api".
@@ -102,6 +119,30 @@ func NewSessionClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			connect.WithSchema(sessionMethods.ByName("Close")),
 			connect.WithClientOptions(opts...),
 		),
+		open: connect.NewClient[v1.OpenSessionRequest, v1.SessionInfo](
+			httpClient,
+			baseURL+SessionOpenProcedure,
+			connect.WithSchema(sessionMethods.ByName("Open")),
+			connect.WithClientOptions(opts...),
+		),
+		send: connect.NewClient[v1.SendRequest, v1.SendResponse](
+			httpClient,
+			baseURL+SessionSendProcedure,
+			connect.WithSchema(sessionMethods.ByName("Send")),
+			connect.WithClientOptions(opts...),
+		),
+		outcome: connect.NewClient[v1.OutcomeRequest, v1.Delivery](
+			httpClient,
+			baseURL+SessionOutcomeProcedure,
+			connect.WithSchema(sessionMethods.ByName("Outcome")),
+			connect.WithClientOptions(opts...),
+		),
+		receive: connect.NewClient[v1.ReceiveRequest, v1.ReceiveResponse](
+			httpClient,
+			baseURL+SessionReceiveProcedure,
+			connect.WithSchema(sessionMethods.ByName("Receive")),
+			connect.WithClientOptions(opts...),
+		),
 		watch: connect.NewClient[v1.WatchSessionsRequest, v1.SessionEvent](
 			httpClient,
 			baseURL+SessionWatchProcedure,
@@ -125,13 +166,17 @@ func NewSessionClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 
 // sessionClient implements SessionClient.
 type sessionClient struct {
-	call  *connect.Client[v1.CallRequest, v1.CallResponse]
-	list  *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
-	show  *connect.Client[v1.ShowSessionRequest, v1.SessionInfo]
-	close *connect.Client[v1.CloseSessionRequest, v1.SessionInfo]
-	watch *connect.Client[v1.WatchSessionsRequest, v1.SessionEvent]
-	pull  *connect.Client[v1.PullRequest, v1.PullResponse]
-	reply *connect.Client[v1.ReplyRequest, v1.ReplyResponse]
+	call    *connect.Client[v1.CallRequest, v1.CallResponse]
+	list    *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
+	show    *connect.Client[v1.ShowSessionRequest, v1.SessionInfo]
+	close   *connect.Client[v1.CloseSessionRequest, v1.SessionInfo]
+	open    *connect.Client[v1.OpenSessionRequest, v1.SessionInfo]
+	send    *connect.Client[v1.SendRequest, v1.SendResponse]
+	outcome *connect.Client[v1.OutcomeRequest, v1.Delivery]
+	receive *connect.Client[v1.ReceiveRequest, v1.ReceiveResponse]
+	watch   *connect.Client[v1.WatchSessionsRequest, v1.SessionEvent]
+	pull    *connect.Client[v1.PullRequest, v1.PullResponse]
+	reply   *connect.Client[v1.ReplyRequest, v1.ReplyResponse]
 }
 
 // Call calls openmesh.v1.Session.Call.
@@ -164,6 +209,42 @@ func (c *sessionClient) Show(ctx context.Context, req *v1.ShowSessionRequest) (*
 // Close calls openmesh.v1.Session.Close.
 func (c *sessionClient) Close(ctx context.Context, req *v1.CloseSessionRequest) (*v1.SessionInfo, error) {
 	response, err := c.close.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Open calls openmesh.v1.Session.Open.
+func (c *sessionClient) Open(ctx context.Context, req *v1.OpenSessionRequest) (*v1.SessionInfo, error) {
+	response, err := c.open.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Send calls openmesh.v1.Session.Send.
+func (c *sessionClient) Send(ctx context.Context, req *v1.SendRequest) (*v1.SendResponse, error) {
+	response, err := c.send.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Outcome calls openmesh.v1.Session.Outcome.
+func (c *sessionClient) Outcome(ctx context.Context, req *v1.OutcomeRequest) (*v1.Delivery, error) {
+	response, err := c.outcome.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Receive calls openmesh.v1.Session.Receive.
+func (c *sessionClient) Receive(ctx context.Context, req *v1.ReceiveRequest) (*v1.ReceiveResponse, error) {
+	response, err := c.receive.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -203,6 +284,15 @@ type SessionHandler interface {
 	Show(context.Context, *v1.ShowSessionRequest) (*v1.SessionInfo, error)
 	// Close drains a session and closes it.
 	Close(context.Context, *v1.CloseSessionRequest) (*v1.SessionInfo, error)
+	// Open sets a session up by hand. With several targets it is a multicast session:
+	// one to each, sent to together.
+	Open(context.Context, *v1.OpenSessionRequest) (*v1.SessionInfo, error)
+	// Send sends one message in a session, and with wait tells what became of it.
+	Send(context.Context, *v1.SendRequest) (*v1.SendResponse, error)
+	// Outcome tells what became of a message.
+	Outcome(context.Context, *v1.OutcomeRequest) (*v1.Delivery, error)
+	// Receive returns messages that the other side sent to no capability.
+	Receive(context.Context, *v1.ReceiveRequest) (*v1.ReceiveResponse, error)
 	// Watch streams session state changes as they happen.
 	Watch(context.Context, *v1.WatchSessionsRequest, *connect.ServerStream[v1.SessionEvent]) error
 	// Pull waits for the next request to a capability whose handler is "api".
@@ -242,6 +332,30 @@ func NewSessionHandler(svc SessionHandler, opts ...connect.HandlerOption) (strin
 		connect.WithSchema(sessionMethods.ByName("Close")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sessionOpenHandler := connect.NewUnaryHandlerSimple(
+		SessionOpenProcedure,
+		svc.Open,
+		connect.WithSchema(sessionMethods.ByName("Open")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionSendHandler := connect.NewUnaryHandlerSimple(
+		SessionSendProcedure,
+		svc.Send,
+		connect.WithSchema(sessionMethods.ByName("Send")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionOutcomeHandler := connect.NewUnaryHandlerSimple(
+		SessionOutcomeProcedure,
+		svc.Outcome,
+		connect.WithSchema(sessionMethods.ByName("Outcome")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionReceiveHandler := connect.NewUnaryHandlerSimple(
+		SessionReceiveProcedure,
+		svc.Receive,
+		connect.WithSchema(sessionMethods.ByName("Receive")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sessionWatchHandler := connect.NewServerStreamHandlerSimple(
 		SessionWatchProcedure,
 		svc.Watch,
@@ -270,6 +384,14 @@ func NewSessionHandler(svc SessionHandler, opts ...connect.HandlerOption) (strin
 			sessionShowHandler.ServeHTTP(w, r)
 		case SessionCloseProcedure:
 			sessionCloseHandler.ServeHTTP(w, r)
+		case SessionOpenProcedure:
+			sessionOpenHandler.ServeHTTP(w, r)
+		case SessionSendProcedure:
+			sessionSendHandler.ServeHTTP(w, r)
+		case SessionOutcomeProcedure:
+			sessionOutcomeHandler.ServeHTTP(w, r)
+		case SessionReceiveProcedure:
+			sessionReceiveHandler.ServeHTTP(w, r)
 		case SessionWatchProcedure:
 			sessionWatchHandler.ServeHTTP(w, r)
 		case SessionPullProcedure:
@@ -299,6 +421,22 @@ func (UnimplementedSessionHandler) Show(context.Context, *v1.ShowSessionRequest)
 
 func (UnimplementedSessionHandler) Close(context.Context, *v1.CloseSessionRequest) (*v1.SessionInfo, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.Close is not implemented"))
+}
+
+func (UnimplementedSessionHandler) Open(context.Context, *v1.OpenSessionRequest) (*v1.SessionInfo, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.Open is not implemented"))
+}
+
+func (UnimplementedSessionHandler) Send(context.Context, *v1.SendRequest) (*v1.SendResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.Send is not implemented"))
+}
+
+func (UnimplementedSessionHandler) Outcome(context.Context, *v1.OutcomeRequest) (*v1.Delivery, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.Outcome is not implemented"))
+}
+
+func (UnimplementedSessionHandler) Receive(context.Context, *v1.ReceiveRequest) (*v1.ReceiveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.Receive is not implemented"))
 }
 
 func (UnimplementedSessionHandler) Watch(context.Context, *v1.WatchSessionsRequest, *connect.ServerStream[v1.SessionEvent]) error {

@@ -1,0 +1,170 @@
+//go:build linux
+
+package netlab_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"openmesh/overlay/overlaytest/netlab"
+)
+
+// capability is what agent a offers in every mesh of these tests.
+const capability = "lab/count"
+
+// mesh is a backbone node and two agents, each on a host: a offers something
+// that b calls.
+type mesh struct {
+	a, b *netlab.Daemon
+	work *counter
+}
+
+// counter is a's handler: it answers {"n": 7} with the same, and counts.
+type counter struct {
+	mu   sync.Mutex
+	seen map[int]int // times by n
+}
+
+type number struct {
+	N int `json:"n"`
+}
+
+func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var req number
+	body, err := io.ReadAll(r.Body)
+	if err == nil {
+		err = json.Unmarshal(body, &req)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	c.mu.Lock()
+	c.seen[req.N]++
+	c.mu.Unlock()
+	_, _ = w.Write(body) // if it is still wanted
+}
+
+func (c *counter) times(n int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seen[n]
+}
+
+// newMesh brings a mesh up and returns when b finds what a offers. Before b's
+// daemon starts, its host may be restricted.
+func newMesh(t *testing.T, env map[string]string, restrict func(b *netlab.Firewall)) *mesh {
+	t.Helper()
+	lab := netlab.New(t)
+	lab.Backbone(lab.Host("backbone"), env)
+	m := &mesh{work: &counter{seen: make(map[int]int)}}
+	a, b := lab.Host("a"), lab.Host("b")
+	listener := a.Listen("127.0.0.1:0")
+	go http.Serve(listener, m.work) // until the listener closes
+	offer := filepath.Join(lab.Dir(), "count.yaml")
+	document := fmt.Sprintf("name: %s\nversion: 1.0.0\nhandler:\n  http: {url: %q}\n", capability, "http://"+listener.Addr().String())
+	if err := os.WriteFile(offer, []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.a = lab.Daemon(a, "a", env, "--capability", offer)
+	if restrict != nil {
+		restrict(b.Firewall())
+	}
+	m.b = lab.Daemon(b, "b", env)
+	m.awaitOffer(t)
+	return m
+}
+
+// awaitOffer waits until b finds what a offers.
+func (m *mesh) awaitOffer(t *testing.T) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(30 * time.Second); ; {
+		out, err := m.b.CLI("discover", capability)
+		var found struct{ Results []struct{ Agent string } }
+		if err == nil && json.Unmarshal(out, &found) == nil && len(found.Results) == 1 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("b does not find what a offers: %s %v", out, err)
+		}
+	}
+}
+
+// answer is what `openmesh call` prints.
+type answer struct {
+	Response number
+	Agent    string
+	Path     struct{ Kind, Transport string }
+}
+
+// call has b call a by capability.
+func (m *mesh) call(t *testing.T, n int) answer {
+	t.Helper()
+	out, err := m.b.CLI("call", capability, fmt.Sprintf(`{"n": %d}`, n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got answer
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatalf("read %q: %v", out, err)
+	}
+	if got.Response.N != n || got.Agent != m.a.Ready.Agent || m.work.times(n) != 1 {
+		t.Errorf("call %d was answered %d by %s, and worked on %d times; want it of %s, once",
+			n, got.Response.N, got.Agent, m.work.times(n), m.a.Ready.Agent)
+	}
+	return got
+}
+
+// An agent calls another by capability, over what its network lets through.
+func TestCall(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name      string
+		restrict  func(*netlab.Firewall)
+		transport string
+	}{
+		{"open network", nil, "quic-v1"},
+		{"no UDP", func(f *netlab.Firewall) { f.Drop("udp") }, "tcp"},
+		{"UDP refused", func(f *netlab.Firewall) { f.Reject("udp") }, "tcp"},
+		{"only the WebSocket port", func(f *netlab.Firewall) { f.OnlyTCP(netlab.WebSocketPort) }, "ws"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMesh(t, nil, test.restrict)
+			if got := m.call(t, 1).Path; got.Kind != "direct" || got.Transport != test.transport {
+				t.Errorf("the call went %s over %s, want direct over %s", got.Kind, got.Transport, test.transport)
+			}
+		})
+	}
+}
+
+// A daemon that is killed comes back as who it was, and one that is asked to
+// stop does.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, nil, nil)
+	m.call(t, 1)
+	before := m.a.Ready
+	m.a.Kill()
+	m.a.Restart()
+	if m.a.Ready.Agent != before.Agent || m.a.Ready.Peer != before.Peer {
+		t.Errorf("%s at %s came back as %s at %s", before.Agent, before.Peer, m.a.Ready.Agent, m.a.Ready.Peer)
+	}
+	m.b.Restart()
+	m.awaitOffer(t)
+	m.call(t, 2)
+	m.a.Stop()
+	m.b.Stop()
+}

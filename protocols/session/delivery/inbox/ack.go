@@ -1,0 +1,165 @@
+package inbox
+
+import (
+	"slices"
+
+	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/wire"
+)
+
+// list has an ack say what e's state is when the ack is sent.
+func (w *work) list(e *entry) {
+	if !e.listed {
+		e.listed = true
+		w.acks = append(w.acks, e.sequence)
+	}
+}
+
+// acknowledge has an ack say that sequence, of which nothing is known any more,
+// is delivered: the sender knows better, or has forgotten only that.
+func (w *work) acknowledge(sequence uint64) {
+	if len(w.acks) < maxAcks {
+		w.acks = append(w.acks, sequence)
+	}
+}
+
+// refuse has an ack say that an attempt at a message had no effect.
+func (w *work) refuse(sequence uint64, attempt uint32, code wire.Code, pointers ...string) {
+	if len(w.refusals) >= maxAcks {
+		w.refusals = w.refusals[1:]
+	}
+	w.refusals = append(w.refusals, delivery.Failure{Sequence: sequence, Attempt: attempt, Code: code, Pointers: pointers})
+}
+
+// flush sends what there is to acknowledge.
+func (b *Inbox) flush() {
+	for {
+		b.mu.Lock()
+		w := b.work
+		if w == nil || b.ended || len(w.acks)+len(w.refusals) == 0 {
+			b.mu.Unlock()
+			return
+		}
+		a := b.ack()
+		b.mu.Unlock()
+		if !b.cfg.SendAck(a) {
+			b.unsent(a)
+			return
+		}
+	}
+}
+
+// How large an ack becomes: with a lone answer or failure it may be larger.
+const (
+	ackBytes    = 7 << 10
+	rangeBytes  = 24
+	answerBytes = 24 // besides its body or pointers
+)
+
+// ack makes an ack of what is listed, as much as fits one.
+func (b *Inbox) ack() (a delivery.Ack) {
+	w, size, n, i := b.work, 0, 0, 0
+	fits := func(more int) bool {
+		if n == delivery.MaxEntries || n > 0 && size+more > ackBytes {
+			return false
+		}
+		n, size = n+1, size+more
+		return true
+	}
+	slices.Sort(w.acks)
+	for i < len(w.acks) && b.say(&a, w.acks[i], fits) {
+		i++
+	}
+	if w.acks = w.acks[i:]; len(w.acks) == 0 {
+		w.acks = w.acks[:0:0]
+	}
+	for len(w.refusals) > 0 && fits(failureSize(w.refusals[0].Pointers)) {
+		a.Failed = append(a.Failed, w.refusals[0])
+		w.refusals = w.refusals[1:]
+	}
+	return a
+}
+
+func failureSize(pointers []string) int {
+	n := answerBytes
+	for _, p := range pointers {
+		n += len(p) + 3
+	}
+	return n
+}
+
+// say puts what is known of sequence into a, if it fits.
+func (b *Inbox) say(a *delivery.Ack, sequence uint64, fits func(int) bool) bool {
+	e := b.work.entries[sequence]
+	ok := false
+	switch {
+	case e == nil && sequence >= b.floor && !(sequence <= b.cursor && b.cfg.Terms.Durable()):
+		return true // refused meanwhile
+	case e == nil:
+		return join(&a.Delivered, sequence, fits)
+	case e.stage != settled:
+		if ok = join(&a.Working, sequence, fits); ok {
+			e.working = true
+		}
+	case e.outcome == nil:
+		ok = join(&a.Delivered, sequence, fits)
+	case e.outcome.Status == delivery.Delivered:
+		if ok = fits(answerBytes + len(e.outcome.Response)); ok {
+			a.Responses = append(a.Responses, delivery.Response{Sequence: sequence, Encoding: e.outcome.Encoding, Body: e.outcome.Response})
+		}
+	default:
+		if ok = fits(failureSize(e.outcome.Pointers)); ok {
+			a.Failed = append(a.Failed, delivery.Failure{Sequence: sequence, Attempt: e.attempt, Code: e.outcome.Code, Pointers: e.outcome.Pointers})
+		}
+	}
+	if ok {
+		e.listed = false
+		if e.stage == settled && sequence < b.work.lowest {
+			b.drop(e)
+		}
+	}
+	return ok
+}
+
+// join adds sequence to ascending ranges.
+func join(rs *[]delivery.Range, sequence uint64, fits func(int) bool) bool {
+	if n := len(*rs); n > 0 && sequence <= (*rs)[n-1].To+1 {
+		(*rs)[n-1].To = sequence
+		return true
+	}
+	if !fits(rangeBytes) {
+		return false
+	}
+	*rs = append(*rs, delivery.Range{From: sequence, To: sequence})
+	return true
+}
+
+// unsent lists again what an ack said that found no channel.
+func (b *Inbox) unsent(a delivery.Ack) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := b.need()
+	again := func(sequence uint64) {
+		if e := w.entries[sequence]; e != nil {
+			e.working = false
+			w.list(e)
+		} else {
+			w.acknowledge(sequence)
+		}
+	}
+	for _, r := range slices.Concat(a.Delivered, a.Working) {
+		for n := r.From; n <= r.To; n++ {
+			again(n)
+		}
+	}
+	for _, r := range a.Responses {
+		again(r.Sequence)
+	}
+	for _, f := range a.Failed {
+		if w.entries[f.Sequence] != nil {
+			again(f.Sequence)
+		} else if len(w.refusals) < maxAcks {
+			w.refusals = append(w.refusals, f)
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package session_test
+
+import (
+	"context"
+	"encoding/binary"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"openmesh/protocols/session"
+	"openmesh/protocols/wire"
+)
+
+// numbers sends the numbers from 0 to n-1, one every interval, as data.
+func numbers(t *testing.T, s *session.Session, n int, interval time.Duration) {
+	for i := range n {
+		if err := s.Send(binary.BigEndian.AppendUint64(nil, uint64(i))); err != nil {
+			t.Errorf("send %d: %v", i, err)
+			return
+		}
+		time.Sleep(interval)
+	}
+}
+
+// count takes what arrived and checks that every number from 0 to n-1 is there
+// once.
+func count(t *testing.T, data chan []byte, n int) {
+	t.Helper()
+	seen := make([]int, n)
+	for len(data) > 0 {
+		seen[binary.BigEndian.Uint64(<-data)]++
+	}
+	lost, doubled := 0, 0
+	for _, c := range seen {
+		if c == 0 {
+			lost++
+		} else if c > 1 {
+			doubled++
+		}
+	}
+	if lost+doubled > 0 {
+		t.Errorf("of %d messages %d were lost and %d doubled", n, lost, doubled)
+	}
+}
+
+// A session of a day changes its keys every five minutes, over a path that loses
+// every twentieth frame and lets others overtake, and neither loses nor doubles a
+// message.
+func TestDayLongSessionRekeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, nil), w.node(t, nil)
+		s := a.open(t, b, session.Want{})
+		w.disturb(0.05, 200*time.Millisecond)
+		const n = 24 * 60 * 6
+		go numbers(t, b.Session(a.agent.Agent), n, 10*time.Second)
+		numbers(t, s, n, 10*time.Second)
+		w.disturb(0, 0)
+		time.Sleep(time.Minute)
+		count(t, b.data, n)
+		count(t, a.data, n)
+		ia, ib := a.Sessions(true)[0], b.Sessions(true)[0]
+		t.Logf("epochs %d and %d, %d frames sent, %d rejected", ia.Epoch, ib.Epoch, ia.Sent, ia.Rejected)
+		if ia.Epoch < 280 || ia.Epoch > 289 || ib.Epoch != ia.Epoch {
+			t.Errorf("epochs %d and %d, want about 288 on both sides", ia.Epoch, ib.Epoch)
+		}
+		if ia.Rejected+ib.Rejected > 0 {
+			t.Errorf("%d and %d frames were rejected", ia.Rejected, ib.Rejected)
+		}
+	})
+}
+
+// The transport in use is cut, without a word or with one, in the middle of a
+// transfer: the session goes on over the next one, and then the next.
+func TestFailover(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		cut   func(w *wires, transport string)
+		limit time.Duration // how long nothing may arrive
+	}{
+		{"silence", func(w *wires, tr string) { w.silence(tr, true) }, 20 * time.Second},
+		{"reset", func(w *wires, tr string) { w.silence(tr, true); w.snap(tr) }, time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWires(20 * time.Millisecond)
+				a, b := w.node(t, nil), w.node(t, nil)
+				s := a.open(t, b, session.Want{})
+				const n = 20000
+				go numbers(t, s, n, 10*time.Millisecond)
+				go numbers(t, b.Session(a.agent.Agent), n, 10*time.Millisecond)
+				for _, tr := range []string{"quic-v1", "tcp"} {
+					time.Sleep(40 * time.Second)
+					before := len(b.data)
+					tc.cut(w, tr)
+					begin := time.Now()
+					for len(b.data) <= before+3 && time.Since(begin) < time.Minute {
+						time.Sleep(10 * time.Millisecond)
+					}
+					t.Logf("%s: nothing arrived for %v", tr, time.Since(begin))
+					if gap := time.Since(begin); gap > tc.limit {
+						t.Errorf("%s: nothing arrived for %v", tr, gap)
+					}
+				}
+				time.Sleep(5 * time.Minute)
+				count(t, b.data, n)
+				count(t, a.data, n)
+				if i := a.Sessions(false)[0]; i.State != session.Active || i.Channels[0].Path.Transport != "ws" {
+					t.Errorf("session is %s over %v", i.State, i.Channels)
+				}
+			})
+		})
+	}
+}
+
+// A request that is under way when its channel breaks is answered over the next
+// one, and worked on once.
+func TestRequestSurvivesItsChannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		worked := 0
+		a, b := w.node(t, nil), w.node(t, func(c *session.Config) {
+			c.Handler = func(_ context.Context, in *session.Inbound) (*session.Response, error) {
+				worked++
+				time.Sleep(5 * time.Second)
+				return &session.Response{Encoding: in.Encoding, Body: in.Body}, nil
+			}
+		})
+		s := a.open(t, b, session.Want{})
+		time.AfterFunc(2*time.Second, func() { w.silence("quic-v1", true); w.snap("quic-v1") })
+		resp, _, err := s.Call(t.Context(), request("x"))
+		if err != nil || string(resp.Body) != "x" || worked != 1 {
+			t.Errorf("Call = %v, %v; worked on %d times", resp, err, worked)
+		}
+	})
+}
+
+// A session that nobody uses gives its channels back; the next use finds it as it
+// was, from either side.
+func TestParkedSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, nil), w.node(t, nil)
+		s := a.open(t, b, session.Want{})
+		for range 3 {
+			for _, s := range []*session.Session{s, b.Session(a.agent.Agent)} {
+				time.Sleep(5 * time.Minute)
+				if n := a.Stats().Channels + b.Stats().Channels; n != 0 {
+					t.Fatalf("%d channels are open", n)
+				}
+				if resp, _, err := s.Call(t.Context(), request("x")); err != nil || string(resp.Body) != "x" {
+					t.Fatalf("Call = %v, %v", resp, err)
+				}
+			}
+		}
+		if i := a.Sessions(true); len(i) != 1 || i[0].State != session.Active {
+			t.Errorf("sessions %v", i)
+		}
+	})
+}
+
+// Who has forgotten an ephemeral session says so, and its peer ends it.
+func TestEphemeralSessionEndsWithItsProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, nil), w.node(t, nil)
+		s := a.open(t, b, session.Want{})
+		s.Call(t.Context(), request("x"))
+		b.kill()
+		b.start(t)
+		<-s.Done()
+		if i := a.Sessions(true)[0]; i.State != session.Terminated || i.Reason != wire.SessionClosed {
+			t.Errorf("session is %s (%s)", i.State, i.Reason)
+		}
+		if _, _, err := a.open(t, b, session.Want{}).Call(t.Context(), request("x")); err != nil {
+			t.Errorf("call in a new session: %v", err)
+		}
+	})
+}
