@@ -24,8 +24,8 @@ COPY --from=build --chown=10001:10001 /owned /
 USER 10001:10001
 ENV HOME=/home/openmesh OPENMESH_HOME=/home/openmesh
 VOLUME /home/openmesh
-# 4747: peers, TCP and QUIC; 4748: peers, WebSocket; 9090: metrics, once observability.metrics_host lets others in.
-EXPOSE 4747/tcp 4747/udp 4748/tcp 9090/tcp
+# 4747: peers, TCP and QUIC; 4748: peers, WebSocket and WebRTC; 9090: metrics, once observability.metrics_host lets others in.
+EXPOSE 4747/tcp 4747/udp 4748/tcp 4748/udp 9090/tcp
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["/openmesh", "status"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/openmesh"]

@@ -11,6 +11,7 @@ require (
 	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/ipfs/go-cid v0.6.2 // keys of the directory
 	github.com/ipfs/go-datastore v0.9.2 // storage interface of kad-dht
+	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL
 	github.com/libp2p/go-buffer-pool v0.1.0 // buffers of frames
 	github.com/libp2p/go-libp2p v0.51.0 // the substrate: transports, security, relays, hole punching
 	github.com/libp2p/go-libp2p-kad-dht v0.42.2 // the directory's DHT; behind an interface of ours
@@ -19,8 +20,11 @@ require (
 	github.com/marcopolo/simnet v0.0.7 // tests: simulated network in virtual time
 	github.com/multiformats/go-base32 v0.1.0 // keys in kad-dht's datastore
 	github.com/multiformats/go-multiaddr v0.16.1 // addresses of hosts
+	github.com/multiformats/go-multiaddr-dns v0.6.0 // names in addresses of hosts
 	github.com/multiformats/go-multibase v0.3.0 // agent ids (did:key)
 	github.com/multiformats/go-multihash v0.2.3 // keys of the directory
+	github.com/multiformats/go-multistream v0.6.1 // protocol of a stream on a chosen connection
+	github.com/pressly/goose/v3 v3.28.0 // versions of the database
 	github.com/prometheus/client_golang v1.25.0 // metrics
 	github.com/rogpeppe/go-internal v1.16.0 // lock of the home; tests: scripts of commands
 	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3 // JSON Schema 2020-12
@@ -38,11 +42,13 @@ require (
 	golang.org/x/crypto v0.58.0 // Argon2id and ChaCha20-Poly1305, which the standard library does not export
 	golang.org/x/net v0.60.0 // field names of HTTP headers
 	golang.org/x/sync v0.24.0 // errgroup, singleflight
+	golang.org/x/sys v0.49.0 // tests: network namespaces
 	golang.org/x/term v0.47.0 // passphrases without echo; is it a terminal?
 	golang.org/x/text v0.43.0 // messages of the JSON Schema library
 	golang.org/x/time v0.16.0 // rate limits
-	google.golang.org/grpc v1.85.0 // what bench compares with
+	google.golang.org/grpc v1.85.0 // sessions over gRPC, and what bench compares with
 	google.golang.org/protobuf v1.36.12 // messages
+	modernc.org/sqlite v1.60.1 // SQLite without cgo; newer ones break go mod tidy
 	pgregory.net/rapid v1.3.0 // tests: properties
 )
 
@@ -55,6 +61,7 @@ require (
 	github.com/davidlazar/go-crypto v0.0.0-20200604182044-b73af7476f6c // indirect
 	github.com/decred/dcrd/dcrec/secp256k1/v4 v4.4.1 // indirect
 	github.com/dunglas/httpsfv v1.1.1 // indirect
+	github.com/dustin/go-humanize v1.0.1 // indirect
 	github.com/filecoin-project/go-clock v0.1.0 // indirect
 	github.com/flynn/noise v1.1.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
@@ -69,6 +76,9 @@ require (
 	github.com/ipfs/boxo v0.41.0 // indirect
 	github.com/ipfs/go-log/v2 v2.9.2 // indirect
 	github.com/ipld/go-ipld-prime v0.24.0 // indirect
+	github.com/jackc/pgpassfile v1.0.0 // indirect
+	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
+	github.com/jackc/puddle/v2 v2.2.3 // indirect
 	github.com/jackpal/go-nat-pmp v1.0.2 // indirect
 	github.com/jbenet/go-temp-err-catcher v0.1.0 // indirect
 	github.com/klauspost/cpuid/v2 v2.4.0 // indirect
@@ -83,18 +93,18 @@ require (
 	github.com/libp2p/go-reuseport v0.4.0 // indirect
 	github.com/libp2p/go-yamux/v5 v5.1.0 // indirect
 	github.com/marten-seemann/tcp v0.0.0-20210406111302-dfbc87cc63fd // indirect
-	github.com/mattn/go-isatty v0.0.22 // indirect
+	github.com/mattn/go-isatty v0.0.24 // indirect
+	github.com/mfridman/interpolate v0.0.2 // indirect
 	github.com/mikioh/tcpinfo v0.0.0-20190314235526-30a79bb1804b // indirect
 	github.com/mikioh/tcpopt v0.0.0-20190314235656-172688c1accc // indirect
 	github.com/minio/sha256-simd v1.0.1 // indirect
 	github.com/mr-tron/base58 v1.3.0 // indirect
 	github.com/multiformats/go-base36 v0.2.0 // indirect
-	github.com/multiformats/go-multiaddr-dns v0.6.0 // indirect
 	github.com/multiformats/go-multiaddr-fmt v0.1.0 // indirect
 	github.com/multiformats/go-multicodec v0.10.0 // indirect
-	github.com/multiformats/go-multistream v0.6.1 // indirect
 	github.com/multiformats/go-varint v0.1.0 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/ncruces/go-strftime v1.0.0 // indirect
 	github.com/pbnjay/memory v0.0.0-20210728143218-7b4eea64cf58 // indirect
 	github.com/pion/datachannel v1.5.10 // indirect
 	github.com/pion/dtls/v3 v3.1.4 // indirect
@@ -120,6 +130,8 @@ require (
 	github.com/quic-go/qpack v0.6.0 // indirect
 	github.com/quic-go/quic-go v0.64.1 // indirect
 	github.com/quic-go/webtransport-go v0.13.0 // indirect
+	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
+	github.com/sethvargo/go-retry v0.4.0 // indirect
 	github.com/spaolacci/murmur3 v1.1.0 // indirect
 	github.com/stretchr/testify v1.12.1 // indirect
 	github.com/whyrusleeping/go-keyspace v0.0.0-20160322163242-5b898ac5add1 // indirect
@@ -133,13 +145,15 @@ require (
 	go.uber.org/mock v0.6.0 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
-	golang.org/x/exp v0.0.0-20260718201538-764159d718ef // indirect
+	golang.org/x/exp v0.0.0-20260824195058-e88cd73687aa // indirect
 	golang.org/x/mod v0.41.0 // indirect
-	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/telemetry v0.0.0-20260924152758-ed294f943157 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	gonum.org/v1/gonum v0.17.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260928230214-8a89bd6388cc // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260928230214-8a89bd6388cc // indirect
 	lukechampine.com/blake3 v1.4.1 // indirect
+	modernc.org/libc v1.77.1 // indirect
+	modernc.org/mathutil v1.7.1 // indirect
+	modernc.org/memory v1.12.1 // indirect
 )

@@ -27,6 +27,7 @@ func (n sessionAPI) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openm
 
 func (n sessionAPI) List(_ context.Context, r *openmeshv1.ListSessionsRequest) (*openmeshv1.ListSessionsResponse, error) {
 	resp := &openmeshv1.ListSessionsResponse{Sessions: []*openmeshv1.SessionInfo{}}
+	resp.Sessions = append(resp.Sessions, n.multicastList()...)
 	for _, i := range n.sessions.Sessions(r.All) {
 		resp.Sessions = append(resp.Sessions, n.sessionMessage(i))
 	}
@@ -34,6 +35,9 @@ func (n sessionAPI) List(_ context.Context, r *openmeshv1.ListSessionsRequest) (
 }
 
 func (n sessionAPI) Show(_ context.Context, r *openmeshv1.ShowSessionRequest) (*openmeshv1.SessionInfo, error) {
+	if m, ok := n.multicast(r.Session); ok {
+		return n.multicastMessage(m, true), nil
+	}
 	_, info, err := n.sessions.Find(r.Session)
 	if err != nil {
 		return nil, err
@@ -45,6 +49,12 @@ func (n sessionAPI) Show(_ context.Context, r *openmeshv1.ShowSessionRequest) (*
 const closeTime = 5 * time.Second
 
 func (n sessionAPI) Close(ctx context.Context, r *openmeshv1.CloseSessionRequest) (*openmeshv1.SessionInfo, error) {
+	if m, ok := n.multicast(r.Session); ok {
+		ctx, cancel := context.WithTimeout(ctx, closeTime)
+		defer cancel()
+		err := n.closeMulticast(ctx, m, r.Terminate)
+		return n.multicastMessage(m, true), err
+	}
 	s, info, err := n.sessions.Find(r.Session)
 	if err != nil {
 		return nil, err
@@ -68,7 +78,7 @@ func (n *Node) sessionMessage(i session.Info) *openmeshv1.SessionInfo {
 	m := &openmeshv1.SessionInfo{
 		Session: i.ID.String(), Agent: string(i.Peer.Agent), Address: i.Peer.Address.String(), Kind: "unicast",
 		State: i.State.String(), Qos: i.Contract.QoS.String(), Persistent: i.Contract.Persistent, Epoch: i.Epoch,
-		Suite: i.Suite.String(), Unacked: uint32(i.Pending), Sent: float64(i.Sent), Received: float64(i.Received),
+		Suite: i.Suite.String(), Unacked: uint32(i.Pending), Outbox: uint32(i.Outbox), Sent: float64(i.Sent), Received: float64(i.Received),
 		Opened: stamp(i.Opened), Role: "responder", Channels: []*openmeshv1.Channel{},
 	}
 	if i.Initiator {
@@ -94,7 +104,12 @@ func (n *Node) sessionDetail(i session.Info) *openmeshv1.SessionInfo {
 	m.Contract = &openmeshv1.Contract{
 		Qos: c.QoS.String(), Ordered: c.Ordered, TtlMs: uint32(c.TTL.Milliseconds()), AckTimeoutMs: uint32(c.AckTimeout.Milliseconds()),
 		KeepaliveMs: uint32(c.Keepalive.Milliseconds()), RekeyIntervalMs: uint32(c.RekeyInterval.Milliseconds()),
-		MaxMessageBytes: uint32(c.MaxMessageBytes), MaxPending: uint32(c.MaxPending),
+		MaxMessageBytes: uint32(c.MaxMessageBytes), MaxPending: uint32(c.MaxPending), Persistent: c.Persistent,
+		MessageRate: uint32(c.MessageRate), ByteRate: uint32(c.ByteRate),
+		Retry: &openmeshv1.Retry{
+			Max: uint32(c.Retry.Max), InitialMs: uint32(c.Retry.Initial.Milliseconds()), Multiplier: c.Retry.Multiplier,
+			MaxIntervalMs: uint32(c.Retry.MaxInterval.Milliseconds()), Jitter: c.Retry.Jitter,
+		},
 	}
 	for _, ev := range i.History {
 		m.History = append(m.History, eventMessage(ev))
@@ -154,7 +169,7 @@ func (n sessionAPI) Pull(ctx context.Context, r *openmeshv1.PullRequest) (*openm
 	m := &openmeshv1.PullResponse{
 		Id: p.ID, Capability: q.Capability, CallerAgent: q.CallerAgent, CallerAddress: q.CallerAddress,
 		Session: q.Session, Request: q.RequestID, IdempotencyKey: q.IdempotencyKey, Traceparent: q.Traceparent,
-		CorrelationId: q.CorrelationID, Deadline: stamp(q.Deadline),
+		CorrelationId: q.CorrelationID, Deadline: stamp(q.Deadline), Redelivered: q.Redelivered,
 	}
 	if q.Encoding == schema.Protobuf {
 		m.Body = &openmeshv1.PullResponse_Protobuf{Protobuf: q.Body}

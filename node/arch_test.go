@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"node/schemas":               {"protocols/schema"},
 	"node/observe":               {"protocols/wire"},
 	"node/keys":                  {"protocols/wire", "protocols/identity"},
+	"node/store":                 {"protocols/wire", "protocols/session/delivery"},
 	"overlay/directory/query":    {"protocols"},
 	"overlay/directory/cache":    {"protocols/wire"},
 	"overlay/directory/kad":      {"protocols"},

@@ -13,7 +13,6 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/core/peerstore"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -56,11 +55,11 @@ func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1
 	}
 	resp, err := n.callBy(ctx, r, key, start.Add(n.timeout(r)))
 	if err != nil {
-		n.metrics.Message(observe.Out, observe.AtMostOnce, observe.Failed)
+		n.countCall(r, observe.Failed)
 		span.SetStatus(codes.Error, wire.CodeOf(err).String())
 		return nil, callError(r, err)
 	}
-	n.metrics.Message(observe.Out, observe.AtMostOnce, observe.Delivered)
+	n.countCall(r, observe.Delivered)
 	if span.IsRecording() {
 		span.SetAttributes(attribute.String("openmesh.agent", resp.Agent), attribute.String("openmesh.session", resp.Session))
 	}
@@ -83,7 +82,7 @@ const coarse = 30 * time.Second
 // time enough, it does without a timer of its own.
 func (n *Node) callBy(ctx context.Context, r *openmeshv1.CallRequest, key string, deadline time.Time) (*openmeshv1.CallResponse, error) {
 	attempt := 1
-	if c, ok := n.inSession(r); ok && time.Until(deadline) > coarse {
+	if c, ok := n.inSession(r); ok && n.qos(r) == signal.AtMostOnce && time.Until(deadline) > coarse {
 		resp, err := n.callOne(ctx, c, r, key, deadline)
 		if err == nil || !n.mayRetry(c, err) {
 			return resp, err
@@ -117,12 +116,8 @@ func (n *Node) checkCall(r *openmeshv1.CallRequest) error {
 		return wire.Errorf(wire.InvalidArgument, "call: no target").WithHint("name a capability, an address or an agent id")
 	}
 	if r.Qos != "" {
-		q, err := signal.ParseQoS(r.Qos)
-		if err != nil {
+		if _, err := signal.ParseQoS(r.Qos); err != nil {
 			return err
-		}
-		if q != signal.AtMostOnce {
-			return unsupported("delivery " + q.String())
 		}
 	}
 	switch {
@@ -324,15 +319,21 @@ func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallReque
 	if c.agent == n.cfg.Keys.Agent {
 		return n.callSelf(ctx, c, r, key)
 	}
+	if q := n.qos(r); q != signal.AtMostOnce {
+		resp, err := n.callDurably(ctx, c, r, key, q)
+		n.learn(c.agent, err)
+		return resp, err
+	}
 	req := n.request(ctx, c, r, key)
 	req.Deadline = deadline
 	var resp *session.Response
 	var id uint64
-	s, err := n.open(ctx, c.agent, c.peer)
+	want := session.Want{Contract: signal.Contract{QoS: signal.AtMostOnce}}
+	s, err := n.open(ctx, c.agent, c.peer, want)
 	if err == nil {
 		resp, id, err = s.Call(ctx, req)
 		if id == 0 && wire.CodeOf(err) == wire.SessionClosed { // it ended before it took the request
-			if s, err = n.open(ctx, c.agent, c.peer); err == nil {
+			if s, err = n.open(ctx, c.agent, c.peer, want); err == nil {
 				resp, id, err = s.Call(ctx, req)
 			}
 		}
@@ -350,16 +351,14 @@ func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallReque
 	return out, nil
 }
 
-// open returns the session with an agent, over a connection that is there or a
-// new one.
-func (n *Node) open(ctx context.Context, a identity.AgentID, p peer.AddrInfo) (*session.Session, error) {
-	if s := n.sessions.Session(a); s != nil {
-		return s, nil
+// open returns a session with an agent, one that is there or a new one.
+func (n *Node) open(ctx context.Context, a identity.AgentID, p peer.AddrInfo, w session.Want) (*session.Session, error) {
+	if w.Contract.QoS == signal.AtMostOnce && !w.Exclusive {
+		if s := n.sessions.Session(a); s != nil && s.Ready() {
+			return s, nil
+		}
 	}
-	if len(p.Addrs) > 0 {
-		n.host.Peerstore().AddAddrs(p.ID, p.Addrs, peerstore.TempAddrTTL)
-	}
-	s, err := n.sessions.Open(ctx, session.Target{Agent: a, Route: session.Route{Peer: p.ID}}, session.Want{})
+	s, err := n.sessions.Open(ctx, session.Target{Agent: a, Route: session.Route{Peer: p.ID, Addrs: p.Addrs}}, w)
 	if err == nil {
 		n.seen.add(s.Peer())
 	}

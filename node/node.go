@@ -29,8 +29,10 @@ import (
 	"openmesh/node/handlers/capability"
 	"openmesh/node/keys"
 	"openmesh/node/observe"
+	"openmesh/node/store"
 	"openmesh/overlay"
 	"openmesh/overlay/directory"
+	"openmesh/overlay/grpclink"
 	"openmesh/policy"
 	"openmesh/protocols/identity"
 	"openmesh/protocols/session"
@@ -70,8 +72,13 @@ type Node struct {
 	seen     *certificates
 	praised  *limiter
 
+	multicasts *multicasts
+
 	// Made by Run, before ready is closed.
 	host      *overlay.Host
+	database  *store.Store
+	dialer    *grpclink.Dialer
+	links     *grpclink.Server // nil: no gRPC listener
 	directory *directory.Directory
 	sessions  *session.Endpoint
 	api       *api.Server
@@ -108,7 +115,9 @@ func New(cfg Config) (*Node, error) {
 		events:   newEvents(),
 		seen:     newCertificates(),
 		praised:  newLimiter(time.Second),
-		ready:    make(chan struct{}),
+
+		multicasts: newMulticasts(),
+		ready:      make(chan struct{}),
 	}
 	n.registry = handlers.New(handlers.Config{
 		Lenient:           cfg.Config.Capabilities.Validation == "lenient",
@@ -163,7 +172,7 @@ func (n *Node) Info() Info {
 
 // Run runs the node until ctx ends; then it lets work in progress end, withdraws
 // from the directory and returns nil. A node runs once.
-func (n *Node) Run(ctx context.Context) error {
+func (n *Node) Run(ctx context.Context) (err error) {
 	if err := n.cfg.Keys.Certificate.Valid(time.Now()); err != nil {
 		return expiredKey(err)
 	}
@@ -179,6 +188,16 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	defer n.stopTracing()
+	n.database, err = store.Open(ctx, store.Config{
+		URL: n.settings.Storage.URL, Path: filepath.Join(n.cfg.Home, "openmesh.db"), Owner: string(n.cfg.Keys.Agent), Log: n.log.Named("store"),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.database.Close()) }()
+	if err := n.loadMulticasts(ctx); err != nil {
+		return err
+	}
 	if err := n.build(); err != nil {
 		return err
 	}
@@ -209,6 +228,10 @@ func (n *Node) runServices(ctx context.Context) error {
 	}
 	group.Go(func() error { return n.directory.Run(ctx) })
 	group.Go(func() error { return n.sessions.Run(ctx) })
+	if n.links != nil {
+		group.Go(func() error { return n.links.Run(ctx) })
+	}
+	defer n.dialer.Close()
 	group.Go(func() error { return n.api.Run(ctx) })
 	group.Go(func() error { return n.alerts.Run(ctx) })
 	group.Go(func() error { n.announce(ctx); return nil })
@@ -233,7 +256,16 @@ func (n *Node) build() (err error) {
 	if n.directory, err = directory.New(n.directoryConfig()); err != nil {
 		return err
 	}
+	n.dialer = grpclink.NewDialer()
 	n.sessions = session.New(n.sessionConfig())
+	if n.links, err = n.newLinks(); err != nil {
+		return err
+	}
+	if n.links != nil {
+		if err = n.links.Listen(); err != nil {
+			return err
+		}
+	}
 	if n.api, err = n.newAPI(); err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ func (n *Node) serve(ctx context.Context, in *session.Inbound) (*session.Respons
 		CallerAgent: names.Agent, CallerAddress: names.Address,
 		Session: names.Session, RequestID: strconv.FormatUint(in.ID, 10), IdempotencyKey: in.IdempotencyKey,
 		Traceparent: in.Traceparent, Tracestate: in.Tracestate, CorrelationID: in.CorrelationID, Deadline: in.Deadline,
+		Redelivered: in.Redelivered,
 	}
 	ctx, span := n.traceInbound(ctx, req)
 	resp, err := n.dispatch(ctx, req, policy.Request{On: policy.Call, Agent: in.Session.Peer().Agent})

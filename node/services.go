@@ -19,6 +19,7 @@ import (
 	"openmesh/overlay/directory/kad"
 	"openmesh/protocols/descriptor/descriptorpb"
 	"openmesh/protocols/session"
+	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
@@ -55,15 +56,12 @@ func (o directoryObserver) Observe(kind string, took time.Duration, outcome stri
 
 func (n *Node) sessionConfig() session.Config {
 	s := n.settings
-	contract := signal.DefaultContract()
-	contract.Ordered = s.Session.Ordered // one channel keeps the order
-	contract.TTL, contract.AckTimeout = s.Session.TTL, s.Session.AckTimeout
-	contract.Keepalive, contract.RekeyInterval = s.Networking.KeepaliveInterval, s.Session.RekeyInterval
-	contract.MaxMessageBytes, contract.MaxPending = s.Session.MaxMessageBytes, s.Session.MaxPending
-	terms := signal.Terms{Suites: signal.Suites(), Contract: contract}
 	local := signal.Local{Certificate: n.cfg.Keys.Certificate, Key: n.cfg.Keys.Host}
+	terms := signal.Terms{Suites: signal.Suites(), Contract: n.contract()}
+	terms.Contract.QoS, terms.Contract.Persistent = signal.ExactlyOnce, true // what others may ask for
 	return session.Config{
-		Host: n.host,
+		Host:    n.host,
+		Network: ways{n, n.dialer},
 		Signal: signal.Config{
 			Local:    func() signal.Local { return local },
 			Verifier: n.verifier,
@@ -72,13 +70,36 @@ func (n *Node) sessionConfig() session.Config {
 			PerPeer:  s.Signal.RatePerPeer, Total: s.Signal.RateTotal,
 			Log: n.log.Named("signal"),
 		},
+		Contract:    n.contract(),
+		Store:       n.database,
+		Find:        n.find,
 		Handler:     n.serve,
 		Data:        n.cfg.Data,
 		Path:        n.pathOf,
 		MaxChannels: s.Networking.MaxTunnels,
 		IdleTimeout: s.Session.IdleTimeout,
+		ParkAfter:   s.Session.ParkAfter,
+		Retention:   s.Session.Retention,
 		Observe:     sessionObserver{n},
 		Log:         n.log.Named("session"),
+	}
+}
+
+// contract are the terms of a session that this node offers by itself.
+func (n *Node) contract() signal.Contract {
+	s := n.settings.Session
+	qos, err := signal.ParseQoS(s.QoS)
+	if err != nil {
+		qos = signal.AtMostOnce // the configuration allows no other value
+	}
+	return signal.Contract{
+		QoS: qos, Ordered: s.Ordered, Persistent: s.Persistent || qos > signal.AtMostOnce,
+		TTL: s.TTL, AckTimeout: s.AckTimeout, Keepalive: n.settings.Networking.KeepaliveInterval, RekeyInterval: s.RekeyInterval,
+		MaxMessageBytes: s.MaxMessageBytes, MaxPending: s.MaxPending, MessageRate: s.MessageRate, ByteRate: s.ByteRate,
+		Retry: signal.Retry{
+			Max: s.Retry.Max, Initial: s.Retry.Initial, Multiplier: s.Retry.Multiplier,
+			MaxInterval: s.Retry.MaxInterval, Jitter: s.Retry.Jitter,
+		},
 	}
 }
 
@@ -97,6 +118,18 @@ func (o sessionObserver) SessionEvent(ev session.Event) {
 	}
 	o.n.metrics.SessionMoved(from, ev.To.String())
 	o.n.events.publish(ev)
+}
+
+// MessageOutcome counts what became of a message.
+func (o sessionObserver) MessageOutcome(s *session.Session, _ *delivery.Message, out delivery.Outcome) {
+	outcome := observe.Delivered
+	switch out.Status {
+	case delivery.Failed:
+		outcome = observe.Failed
+	case delivery.Expired:
+		outcome = observe.Expired
+	}
+	o.n.metrics.Message(observe.Out, observe.QoS(s.Contract().QoS-1), outcome)
 }
 
 func (n *Node) newAPI() (*api.Server, error) {
@@ -185,7 +218,7 @@ func capabilityMessage(c *capability.Capability) *descriptorpb.Capability {
 	m := &descriptorpb.Capability{
 		Name: c.Name, Version: c.Version, Domain: c.Domain, Tags: c.Tags, Visibility: orDefault(c.Visibility, "public"),
 		Request: schemaMessage(c.Request), Response: schemaMessage(c.Response),
-		Transports: []string{"quic-v1", "tcp", "ws"}, Qos: []string{signal.AtMostOnce.String()},
+		Transports: []string{"quic-v1", "tcp", "ws"}, Qos: []string{signal.AtMostOnce.String(), signal.AtLeastOnce.String(), signal.ExactlyOnce.String()},
 	}
 	for _, p := range c.Protocols {
 		m.Protocols = append(m.Protocols, &descriptorpb.Protocol{Name: p.Name, Versions: p.Versions})

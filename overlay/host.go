@@ -1,7 +1,9 @@
 // Package overlay makes the libp2p host of a node: transports, security, limits
 // and the ways around NATs, sized for a mesh of agents.
 //
-//	transports  TCP, QUIC v1, WebSocket; circuit relay v2
+//	transports  TCP, QUIC v1, WebSocket, WebTransport, WebRTC; circuit relay v2.
+//	            libp2p keeps to the connection that it has to a peer; [Host.Dial]
+//	            makes one over another transport beside it
 //	security    TLS 1.3 (hybrid X25519MLKEM768), then Noise
 //	limits      connections in all (hard), watermarks (soft), per peer, per IP;
 //	            libp2p's default of 8 connections per IP would keep a site behind
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -27,12 +30,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
-	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	trimmer "github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
-	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
-	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
-	"github.com/libp2p/go-libp2p/p2p/transport/websocket"
 	"github.com/libp2p/go-libp2p/x/rate"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -58,6 +59,8 @@ type Config struct {
 	MaxConnections int // hard limit; default 1024
 	Low, High      int // trimming starts above High and stops at Low; default 160, 320
 
+	Gater connmgr.ConnectionGater // who may connect; nil for everybody
+
 	Metrics prometheus.Registerer // libp2p's own metrics; nil for none
 	Log     *zap.Logger
 
@@ -81,13 +84,17 @@ type Host struct {
 	relay        *relay.Relay
 	reachability atomic.Int32 // network.Reachability
 	punched      *punched
+	swarm        *swarm.Swarm
+	handover     *handover
+	turns        turns
 }
 
 // New starts a host: it listens when New returns. Close ends it.
 func New(cfg Config) (*Host, error) {
 	cfg.MaxConnections = orDefault(cfg.MaxConnections, 1024)
 	cfg.Low, cfg.High = orDefault(cfg.Low, 160), orDefault(cfg.High, 320)
-	h := &Host{cfg: cfg, circuits: newCircuits(), punched: &punched{peers: make(map[peer.ID]struct{})}}
+	h := &Host{cfg: cfg, circuits: newCircuits(), punched: &punched{peers: make(map[peer.ID]struct{})},
+		handover: newHandover(), turns: turns{taken: make(map[turn]chan struct{})}}
 	options, err := h.options()
 	if err != nil {
 		return nil, fmt.Errorf("start host: %w", err)
@@ -95,13 +102,29 @@ func New(cfg Config) (*Host, error) {
 	if h.Host, err = libp2p.New(options...); err != nil {
 		return nil, fmt.Errorf("start host: %w", err)
 	}
-	if cfg.Relay != (RelayLimits{}) {
-		if h.relay, err = relay.New(h.Host, relay.WithResources(cfg.Relay.resources()), relay.WithInfiniteLimits()); err != nil {
-			h.Host.Close()
-			return nil, fmt.Errorf("start relay: %w", err)
-		}
+	if err := h.extend(); err != nil {
+		h.Host.Close()
+		return nil, fmt.Errorf("start host: %w", err)
 	}
 	return h, nil
+}
+
+// extend adds what libp2p's own host does not have.
+func (h *Host) extend() (err error) {
+	var ok bool
+	if h.swarm, ok = h.Network().(*swarm.Swarm); !ok {
+		return fmt.Errorf("the network is a %T, not libp2p's swarm", h.Network())
+	}
+	if err := h.handover.attach(h.swarm); err != nil {
+		return fmt.Errorf("hand connections over: %w", err)
+	}
+	if h.cfg.Relay == (RelayLimits{}) {
+		return nil
+	}
+	if h.relay, err = relay.New(h.Host, relay.WithResources(h.cfg.Relay.resources()), relay.WithInfiniteLimits()); err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	return nil
 }
 
 func orDefault(n, def int) int {
@@ -116,21 +139,22 @@ func (h *Host) options() ([]libp2p.Option, error) {
 	if err != nil {
 		return nil, err
 	}
-	connections, err := connmgr.NewConnManager(h.cfg.Low, h.cfg.High, connmgr.WithGracePeriod(30*time.Second))
+	connections, err := trimmer.NewConnManager(h.cfg.Low, h.cfg.High, trimmer.WithGracePeriod(30*time.Second))
 	if err != nil {
 		return nil, fmt.Errorf("connection manager: %w", err)
 	}
 	options := []libp2p.Option{
 		libp2p.Identity(h.cfg.Key),
-		libp2p.ListenAddrs(h.cfg.Listen...),
-		libp2p.Transport(tcp.NewTCPTransport),
-		libp2p.Transport(libp2pquic.NewTransport),
-		libp2p.Transport(websocket.New),
+		libp2p.ListenAddrs(h.cfg.listenAddrs()...),
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionManager(connections),
 		libp2p.AddrsFactory(h.advertised),
 		libp2p.UserAgent("openmesh"),
 		libp2p.EnableAutoNATv2(),
+	}
+	options = append(options, transports()...)
+	if h.cfg.Gater != nil {
+		options = append(options, libp2p.ConnectionGater(h.cfg.Gater))
 	}
 	if h.cfg.PortMapping {
 		options = append(options, libp2p.NATPortMap())

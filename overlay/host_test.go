@@ -7,7 +7,6 @@ import (
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -92,31 +91,6 @@ func roundTrip(ctx context.Context, from *Host, to peer.ID, size int) error {
 		return fmt.Errorf("read %d of %d bytes: %w", n, size, err)
 	}
 	return <-sent
-}
-
-// Every transport alone carries a connection.
-func TestTransports(t *testing.T) {
-	t.Parallel()
-	server, _ := start(t, Config{})
-	serveEcho(server)
-	for _, transport := range []string{"/ws", "/quic-v1", "/tcp/"} {
-		t.Run(strings.Trim(transport, "/"), func(t *testing.T) {
-			t.Parallel()
-			client, _ := start(t, Config{})
-			i := slices.IndexFunc(server.Addrs(), func(a ma.Multiaddr) bool {
-				return strings.Contains(a.String(), transport) && (transport != "/tcp/" || !strings.HasSuffix(a.String(), "/ws"))
-			})
-			if err := client.Connect(t.Context(), info(server, server.Addrs()[i])); err != nil {
-				t.Fatal(err)
-			}
-			if err := roundTrip(t.Context(), client, server.ID(), 1<<20); err != nil {
-				t.Error(err)
-			}
-			if r := client.Reach(server.ID()); r != "direct" {
-				t.Errorf("reach %q", r)
-			}
-		})
-	}
 }
 
 // Where there is one NAT there are many agents: far more than libp2p's eight may

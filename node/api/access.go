@@ -21,11 +21,12 @@ func access(procedure string) (class, bool) {
 	switch procedure {
 	case rpc.NodeIdProcedure, rpc.NodeStatusProcedure, rpc.NodePeersProcedure, rpc.NodeDoctorProcedure,
 		rpc.DirectoryListCapabilitiesProcedure, rpc.DirectoryDiscoverProcedure, rpc.DirectoryResolveProcedure,
-		rpc.SessionListProcedure, rpc.SessionShowProcedure, rpc.SessionWatchProcedure,
+		rpc.SessionListProcedure, rpc.SessionShowProcedure, rpc.SessionWatchProcedure, rpc.SessionOutcomeProcedure,
 		rpc.KeyStatusProcedure:
 		return read, true
 	case rpc.NodePingProcedure, rpc.NodeConnectProcedure,
-		rpc.SessionCallProcedure, rpc.SessionCloseProcedure, rpc.SessionPullProcedure, rpc.SessionReplyProcedure:
+		rpc.SessionOpenProcedure, rpc.SessionCloseProcedure, rpc.SessionCallProcedure, rpc.SessionSendProcedure,
+		rpc.SessionReceiveProcedure, rpc.SessionPullProcedure, rpc.SessionReplyProcedure:
 		return write, true
 	case rpc.DirectoryAddCapabilityProcedure, rpc.DirectoryRemoveCapabilityProcedure: // a handler may be a program
 		return admin, true

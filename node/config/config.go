@@ -61,6 +61,7 @@ type Identity struct {
 // Networking bounds and shapes the libp2p host.
 type Networking struct {
 	Listen            []multiaddr.Multiaddr
+	GRPCListen        []string              // host:port; empty is off
 	Announce          []multiaddr.Multiaddr // instead of the addresses found; may be empty
 	Bootstrap         []string              // multiaddrs with /p2p/, or "@" and an absolute file name
 	Relays            []string              // as Bootstrap
@@ -161,7 +162,11 @@ type Session struct {
 	MaxMessageBytes int
 	MaxPending      int // requests of one session
 	IdleTimeout     time.Duration
+	ParkAfter       time.Duration
 	Persistent      bool
+	Retention       time.Duration
+	MessageRate     int // messages a second; 0 is no limit
+	ByteRate        int // bytes a second; 0 is no limit
 	Retry           Retry
 	DefaultTimeout  time.Duration // of a request
 }

@@ -64,7 +64,7 @@ func TestDefaults(t *testing.T) {
 	if !slices.Equal(c.API.Listen, want) {
 		t.Errorf("api.listen = %q, want %q", c.API.Listen, want)
 	}
-	if got := c.Networking.Listen; len(got) != 6 || got[1].String() != "/ip4/0.0.0.0/udp/4747/quic-v1" {
+	if got := c.Networking.Listen; len(got) != 10 || got[1].String() != "/ip4/0.0.0.0/udp/4747/quic-v1" {
 		t.Errorf("networking.listen = %v", got)
 	}
 	if c.Session.DefaultTimeout != 120*time.Second || c.Session.MaxMessageBytes != 4<<20 || c.Identity.RotationInterval != 14*24*time.Hour {

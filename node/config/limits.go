@@ -52,20 +52,19 @@ func (c *Config) sessionKeys() []Key {
 	s := &c.Session
 	r := &s.Retry
 	return []Key{
-		key("session.qos", &s.QoS, form.OneOf("at-most-once", "at-least-once", "exactly-once"), "at-most-once", "Delivery guarantee.").
-			unbuilt("at-most-once", "delivery is at-most-once"),
+		key("session.qos", &s.QoS, form.OneOf("at-most-once", "at-least-once", "exactly-once"), "at-most-once", "Delivery guarantee of calls and sessions that name none."),
 		key("session.ordered", &s.Ordered, form.Bool(), "false", "Hand messages over in the order sent."),
-		key("session.ttl", &s.TTL, form.Duration(time.Second, 30*form.Day), "24h", "How long a session may last, and a message be retried.").
-			unbuilt("24h", "messages are not stored, and a session lasts as long as its connection"),
-		key("session.ack_timeout", &s.AckTimeout, form.Duration(100*time.Millisecond, 10*time.Minute), "10s", "Until a message without acknowledgement is sent again.").
-			unbuilt("10s", "messages are not acknowledged"),
-		key("session.rekey_interval", &s.RekeyInterval, form.Duration(time.Second, 24*time.Hour), "5m", "Between fresh session keys.").
-			unbuilt("5m", "a session keeps the keys it began with"),
+		key("session.ttl", &s.TTL, form.Duration(time.Second, 30*form.Day), "24h", "How long a message may wait for its delivery."),
+		key("session.ack_timeout", &s.AckTimeout, form.Duration(100*time.Millisecond, 10*time.Minute), "10s", "Until a message without acknowledgement is sent again."),
+		key("session.rekey_interval", &s.RekeyInterval, form.Duration(time.Second, 24*time.Hour), "5m", "Between fresh session keys."),
 		key("session.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, 8*form.MiB), "4MiB", "Of one message."),
 		key("session.max_pending", &s.MaxPending, form.Integer(1, 65536), "1024", "Requests without an answer yet."),
-		key("session.idle_timeout", &s.IdleTimeout, form.Duration(time.Second, 7*form.Day), "10m", "A session without messages is closed after this."),
-		key("session.persistent", &s.Persistent, form.Bool(), "false", "Let sessions survive a restart.").
-			unbuilt("false", "sessions end with the daemon"),
+		key("session.idle_timeout", &s.IdleTimeout, form.Duration(time.Second, 7*form.Day), "10m", "A session that is not persistent is closed after so long without messages."),
+		key("session.park_after", &s.ParkAfter, form.Duration(time.Second, 7*form.Day), "2m", "A session without messages gives its channels back after this, until it is used again."),
+		key("session.persistent", &s.Persistent, form.Bool(), "false", "Let sessions survive a restart; those that deliver more than at-most-once always do."),
+		key("session.retention", &s.Retention, form.Duration(time.Hour, 365*form.Day), "30d", "A persistent session is closed after so long without messages."),
+		key("session.message_rate", &s.MessageRate, form.Integer(0, 10000000), "0", "Messages a second in one session and direction; 0 is no limit."),
+		key("session.byte_rate", &s.ByteRate, form.Integer(0, 2000000000), "0", "Bytes a second in one session and direction; 0 is no limit."),
 		key("session.default_timeout", &s.DefaultTimeout, form.Duration(time.Second, 24*time.Hour), "2m", "Deadline of a request that names none."),
 		key("session.retry.max", &r.Max, form.Integer(0, 100), "5", "Retries after the first attempt."),
 		key("session.retry.initial", &r.Initial, form.Duration(10*time.Millisecond, time.Minute), "200ms", "Wait before the first retry."),

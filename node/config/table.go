@@ -58,9 +58,13 @@ func (c *Config) identityKeys() []Key {
 func (c *Config) networkingKeys() []Key {
 	n := &c.Networking
 	const listen = "/ip4/0.0.0.0/tcp/4747,/ip4/0.0.0.0/udp/4747/quic-v1,/ip4/0.0.0.0/tcp/4748/ws," +
-		"/ip6/::/tcp/4747,/ip6/::/udp/4747/quic-v1,/ip6/::/tcp/4748/ws"
+		"/ip4/0.0.0.0/udp/4747/quic-v1/webtransport,/ip4/0.0.0.0/udp/4748/webrtc-direct," +
+		"/ip6/::/tcp/4747,/ip6/::/udp/4747/quic-v1,/ip6/::/tcp/4748/ws," +
+		"/ip6/::/udp/4747/quic-v1/webtransport,/ip6/::/udp/4748/webrtc-direct"
 	return []Key{
 		key("networking.listen", &n.Listen, form.List(form.ListenAddr(), 0), listen, "Where peers connect to; port 0 is any free one."),
+		key("networking.grpc_listen", &n.GRPCListen, form.List(form.HostPort(), 0), "",
+			"Where sessions are taken over gRPC, which looks like HTTPS, for peers whose network lets nothing else out; use port 443 on servers."),
 		key("networking.announce", &n.Announce, form.List(form.AnnounceAddr(), 0), "", "Addresses to tell peers, instead of those found."),
 		key("networking.bootstrap", &n.Bootstrap, form.List(form.PeerSource(), 0), "", "Peers to join the mesh by; a file is read again at each attempt."),
 		key("networking.relays", &n.Relays, form.List(form.PeerSource(), 0), "", "Relays to be reached through; a file is read again at each attempt."),
@@ -133,7 +137,6 @@ func (c *Config) apiKeys() []Key {
 
 func (c *Config) storageKeys() []Key {
 	return []Key{
-		key("storage.url", &c.Storage.URL, form.PostgresURL(), "", "Database; empty is SQLite under the home.").masked().
-			unbuilt("", "data is kept under the home"),
+		key("storage.url", &c.Storage.URL, form.PostgresURL(), "", "Database, which several nodes may share; empty is SQLite, in openmesh.db under the home.").masked(),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 	"golang.org/x/sync/singleflight"
 
@@ -43,8 +44,9 @@ type Config struct {
 	// none.
 	Store delivery.Store
 
-	// Find looks up where an agent is now; nil looks nowhere.
-	Find func(context.Context, identity.AgentID) (Route, error)
+	// Find looks up where an agent is now that was not reached at host last; nil
+	// looks nowhere.
+	Find func(ctx context.Context, a identity.AgentID, last peer.ID) (Route, error)
 
 	Retention time.Duration // a persistent session unused for so long is closed; default 30 days
 

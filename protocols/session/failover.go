@@ -131,7 +131,7 @@ func (s *Session) reconnect() {
 		case !s.persistent() && time.Since(since) > s.patience():
 			s.end(Terminated, wire.Unreachable, false)
 			return
-		case s.persistent() && s.resting() && !s.outstanding():
+		case s.persistent() && s.resting() && !(s.eager && time.Since(since) < s.patience()):
 			return // nobody needs it now
 		}
 		wait = min(max(2*wait, firstWait), maxWait)

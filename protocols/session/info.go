@@ -22,7 +22,8 @@ type Info struct {
 	Protocols      []signal.AppProtocol
 	Epoch          uint32
 	Channels       []ChannelInfo // the one in use first
-	Pending        int           // requests under way, both ways
+	Pending        int           // requests and messages under way, both ways
+	Outbox         int           // messages accepted and without outcome
 	Sent, Received uint64        // frames
 	Rejected       uint64        // frames dropped
 	Opened         time.Time
@@ -43,10 +44,11 @@ func (s *Session) Info() Info {
 	ends := s.ends.Load()
 	i := Info{
 		ID: s.id, Peer: ends.peer, Initiator: ends.initiator, Suite: ends.suite, Contract: s.contract, Protocols: s.protocols,
-		Channels: s.channels(), Pending: s.calls.len() + s.inbox.len(),
+		Channels: s.channels(), Outbox: s.mail.out.Pending(),
 		Sent: s.counters.sent.Load(), Received: s.counters.received.Load(), Rejected: s.counters.rejected.Load(),
 		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.owner.cfg.IdleTimeout),
 	}
+	i.Pending = s.calls.len() + s.inbox.len() + i.Outbox + s.mail.in.Busy()
 	if keys := s.link.opener(); keys != nil {
 		i.Epoch = keys.Epoch()
 	}

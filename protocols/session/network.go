@@ -108,6 +108,9 @@ func PathOf(c network.Conn) Path {
 	if _, err := addr.ValueForProtocol(ma.P_CIRCUIT); err == nil {
 		p.Kind = "relayed"
 	}
+	if t := c.ConnState().Transport; p.Transport == "unknown" && t != "" {
+		p.Transport = t // whoever accepts WebRTC sees a bare UDP address
+	}
 	return p
 }
 

@@ -20,10 +20,11 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// Session returns a usable session with an agent that delivers at most once and in
-// no order, or nil.
+// Session returns a usable session with an agent that delivers at most once, or
+// nil.
 func (e *Endpoint) Session(a identity.AgentID) *Session {
-	return e.at(slot{agent: a, qos: signal.AtMostOnce})
+	c := &e.cfg.Contract
+	return e.at(slot{a, signal.AtMostOnce, c.Ordered, c.Persistent && c.QoS <= signal.AtMostOnce})
 }
 
 // Target is an agent and where to reach it.
@@ -78,7 +79,8 @@ func (e *Endpoint) terms(w Want) signal.Terms {
 	t := e.cfg.Signal.Terms()
 	t.Contract = t.Contract.With(e.cfg.Contract).With(w.Contract)
 	t.Contract.QoS = cmp.Or(w.Contract.QoS, e.cfg.Contract.QoS, signal.AtMostOnce)
-	t.Contract.Persistent = w.Contract.Persistent || e.cfg.Contract.Persistent || t.Contract.QoS > signal.AtMostOnce
+	t.Contract.Persistent = t.Contract.QoS > signal.AtMostOnce || w.Contract.Persistent ||
+		e.cfg.Contract.Persistent && e.cfg.Contract.QoS <= signal.AtMostOnce
 	t.Contract.Ordered = w.Contract.Ordered || e.cfg.Contract.Ordered
 	t.Transports = e.cfg.Network.Offer()
 	return t

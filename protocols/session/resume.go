@@ -50,10 +50,10 @@ func (s *Session) saved() []byte {
 	m := &sessionpb.Saved{
 		Session: s.id[:], Agent: string(ends.peer.Agent), Certificate: ends.peer.Raw, Initiator: ends.initiator,
 		Contract: s.contract.Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
-		Exclusive: s.exclusive,
+		Exclusive: s.exclusive, Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
 	}
-	if addr := s.Path().Addr; addr != "" {
-		m.Addrs = []string{addr}
+	for _, t := range ends.transports {
+		m.Addrs = append(m.Addrs, t.Addrs...)
 	}
 	for _, p := range s.protocols {
 		m.Protocols = append(m.Protocols, &sessionpb.SavedProtocol{Name: p.Name, Version: p.Versions[0]})
@@ -107,9 +107,12 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 	for _, p := range m.Protocols {
 		est.Protocols = append(est.Protocols, signal.AppProtocol{Name: p.Name, Versions: []string{p.Version}})
 	}
+	est.Transports = []signal.Transport{{Addrs: m.Addrs}}
 	s := e.build(est, time.UnixMilli(m.Opened))
+	s.astray.Store(true)
 	s.exclusive = m.Exclusive
 	s.counters.used.Store(m.Used * int64(time.Millisecond))
+	s.eager = !m.Parked
 	s.link = newLink(nil)
 	if err := s.restoreDelivery(ctx); err != nil {
 		return err
@@ -119,7 +122,7 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 	}
 	s.move(Active, 0)
 	s.move(Migrating, 0)
-	if s.outstanding() {
+	if s.outstanding() || !m.Parked { // the peer may have something for this side
 		s.wake()
 	}
 	return nil
@@ -131,7 +134,7 @@ func (e *Endpoint) locate(ctx context.Context, s *Session) Route {
 	if e.cfg.Find == nil || !s.astray.Load() {
 		return r
 	}
-	found, err := e.cfg.Find(ctx, s.Peer().Agent)
+	found, err := e.cfg.Find(ctx, s.Peer().Agent, s.Peer().Peer)
 	if err != nil {
 		s.log("peer not found", zap.Error(err))
 		return r
@@ -250,9 +253,10 @@ func (s *Session) proven(ctx context.Context, ch *channel) error {
 	}
 }
 
-// ready waits until a session without keys has some.
+// ready waits until a session without keys has some; one that keeps its messages
+// need not wait.
 func (s *Session) ready(ctx context.Context) error {
-	if s.link.opener() != nil {
+	if s.link.opener() != nil || s.contract.QoS > signal.AtMostOnce {
 		return nil
 	}
 	up := s.link.awake()
@@ -266,3 +270,6 @@ func (s *Session) ready(ctx context.Context) error {
 		return wire.Errorf(wire.Unreachable, "session %s with %s could not be resumed: %w", s.id, s.Peer().Agent, ctx.Err())
 	}
 }
+
+// Ready reports whether the session can carry requests at once: it has keys.
+func (s *Session) Ready() bool { return s.link.opener() != nil }

@@ -53,6 +53,7 @@ type Session struct {
 	contract  signal.Contract
 	protocols []signal.AppProtocol
 	opened    time.Time
+	eager     bool                 // restored from a process that was using it
 	exclusive bool                 // whoever opened it has it for himself
 	ends      atomic.Pointer[ends] // as the last signaling left them
 

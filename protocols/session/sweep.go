@@ -130,6 +130,7 @@ func (s *Session) park() {
 			s.release(ch, true, 0)
 		}
 	}
+	s.save()
 }
 
 // disown ends a session whose peer's key is not valid any more. A persistent one

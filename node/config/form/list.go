@@ -132,10 +132,14 @@ func AnnounceAddr() Codec[multiaddr.Multiaddr] {
 // ListenAddr allows what an interface of this machine can have.
 func ListenAddr() Codec[multiaddr.Multiaddr] {
 	announce := AnnounceAddr()
+	listeners := []int{multiaddr.P_TCP, multiaddr.P_QUIC_V1, multiaddr.P_WS, multiaddr.P_WEBTRANSPORT, multiaddr.P_WEBRTC_DIRECT}
 	return atom(announce.Type, "IP with TCP or UDP, without /p2p, such as /ip4/0.0.0.0/tcp/4747", func(s string) (a multiaddr.Multiaddr, err error) {
 		a = announce.Read(Value{Text: s}, func(_ Value, why string) { err = errors.New(why) })
 		if err == nil && !slices.Contains([]int{multiaddr.P_IP4, multiaddr.P_IP6}, a.Protocols()[0].Code) {
 			err = errors.New("does not begin with /ip4 or /ip6")
+		}
+		if err == nil && !slices.Contains(listeners, a.Protocols()[len(a.Protocols())-1].Code) {
+			err = errors.New("ends in no transport to listen with: those are /tcp/PORT, /quic-v1, /ws, /webtransport and /webrtc-direct")
 		}
 		return a, err
 	}, multiaddr.Multiaddr.String)

@@ -99,6 +99,11 @@ func APIAddr() Codec[string] {
 	}, same)
 }
 
+// HostPort allows a host, or nothing for all interfaces, and a port.
+func HostPort() Codec[string] {
+	return atom("address", "host:port, such as 0.0.0.0:443", func(s string) (string, error) { return s, hostPort(s) }, same)
+}
+
 // Endpoint allows an HTTPS endpoint, or nothing.
 func Endpoint() Codec[string] {
 	return atom("string", "host:port or an https:// URL", func(s string) (string, error) {

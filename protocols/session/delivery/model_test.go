@@ -103,7 +103,6 @@ func (w *world) startOut() {
 	w.out = outbox.New(outbox.Config{
 		Terms: w.terms, Store: w.outStore,
 		Transmit: func(m *delivery.Message, floor uint64) bool {
-			w.Logf("TX %d attempt %d floor %d red %v: %v", m.Sequence, m.Attempt, floor, m.Redelivered, w.connected)
 			if w.connected {
 				w.toIn = append(w.toIn, delivery.AppendMessage(nil, m, floor, w.now))
 			}
@@ -121,7 +120,6 @@ func (w *world) observe(m *delivery.Message, out delivery.Outcome) {
 		w.Errorf("message %d was %v, now it is %v", m.Sequence, was, out)
 	}
 	w.told[m.Sequence] = out
-	w.Logf("TOLD %d %v", m.Sequence, out)
 }
 
 func (w *world) startIn() {
@@ -134,7 +132,6 @@ func (w *world) startIn() {
 			w.handle(&call{message: m, done: done, life: life})
 		},
 		SendAck: func(a delivery.Ack) bool {
-			w.Logf("ACK %+v: %v", a, w.connected)
 			if w.connected {
 				w.toOut = append(w.toOut, delivery.AppendAck(nil, a))
 			}
@@ -147,7 +144,6 @@ func (w *world) startIn() {
 func (w *world) handle(c *call) {
 	m := c.message
 	before := w.calls[m.Key]
-	w.Logf("HANDLE %d", m.Sequence)
 	for _, b := range before {
 		switch {
 		case w.terms.QoS == delivery.AtMostOnce:
@@ -193,7 +189,6 @@ func (w *world) finish(i int) {
 		c.refused = true
 		out = delivery.Outcome{Status: delivery.Failed, Code: wire.HandlerUnavailable}
 	}
-	w.Logf("DONE %d %v", c.message.Sequence, out)
 	c.done(out)
 	c.done(delivery.Outcome{Status: delivery.Delivered}) // not heard
 }
@@ -239,7 +234,6 @@ func (w *world) receive() {
 	if err != nil {
 		w.Fatal(err)
 	}
-	w.Logf("RX %d attempt %d floor %d", m.Sequence, m.Attempt, floor)
 	w.in.Receive(m, floor, w.now)
 }
 
@@ -251,7 +245,6 @@ func (w *world) ack() {
 	if err != nil {
 		w.Fatal(err)
 	}
-	w.Logf("RXACK %+v", a)
 	w.out.Ack(a, w.now)
 }
 
@@ -279,7 +272,6 @@ func (w *world) lose() {
 func (w *world) resume() {
 	w.lose()
 	w.connected = true
-	w.Logf("RESUME")
 	w.in.Resume()
 	w.out.Resume(w.now)
 }
@@ -292,7 +284,6 @@ func (w *world) crash(s *deliverytest.Store) *deliverytest.Store {
 }
 
 func (w *world) crashOut() {
-	w.Logf("CRASHOUT")
 	w.lose()
 	w.outStore = w.crash(w.outStore)
 	w.end()
@@ -311,7 +302,6 @@ func (w *world) crashOut() {
 }
 
 func (w *world) crashIn() {
-	w.Logf("CRASHIN")
 	w.lose()
 	w.inStore = w.crash(w.inStore)
 	w.open = nil
@@ -425,7 +415,7 @@ func (w *world) heal() {
 		}
 		w.wait(time.Second)
 	}
-	w.Fatalf("not settled: %d pending, %d busy %s", w.out.Pending(), w.in.Busy(), w.dump())
+	w.Fatalf("not settled: %d pending, %d busy", w.out.Pending(), w.in.Busy())
 }
 
 func (w *world) settled() bool {

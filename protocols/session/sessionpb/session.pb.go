@@ -737,10 +737,12 @@ type Saved struct {
 	// Milliseconds since the Unix epoch.
 	Opened int64 `protobuf:"varint,8,opt,name=opened,proto3" json:"opened,omitempty"`
 	Used   int64 `protobuf:"varint,9,opt,name=used,proto3" json:"used,omitempty"`
-	// Where the other side was reached last: multiaddrs.
-	Addrs []string `protobuf:"bytes,10,rep,name=addrs,proto3" json:"addrs,omitempty"`
-	// Opened by name, not shared with calls.
-	Exclusive     bool `protobuf:"varint,11,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	// Where the other side is reached: multiaddrs.
+	Addrs [][]byte `protobuf:"bytes,10,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	// Whoever opened it has it for himself.
+	Exclusive bool `protobuf:"varint,11,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	// Nobody was using it: there is no hurry to go on.
+	Parked        bool `protobuf:"varint,12,opt,name=parked,proto3" json:"parked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -838,7 +840,7 @@ func (x *Saved) GetUsed() int64 {
 	return 0
 }
 
-func (x *Saved) GetAddrs() []string {
+func (x *Saved) GetAddrs() [][]byte {
 	if x != nil {
 		return x.Addrs
 	}
@@ -848,6 +850,13 @@ func (x *Saved) GetAddrs() []string {
 func (x *Saved) GetExclusive() bool {
 	if x != nil {
 		return x.Exclusive
+	}
+	return false
+}
+
+func (x *Saved) GetParked() bool {
+	if x != nil {
+		return x.Parked
 	}
 	return false
 }
@@ -958,7 +967,7 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vEFFECT_WARN\x10\x01\x12\x13\n" +
 	"\x0fEFFECT_THROTTLE\x10\x02\x12\x14\n" +
-	"\x10EFFECT_TERMINATE\x10\x03\"\xcb\x02\n" +
+	"\x10EFFECT_TERMINATE\x10\x03\"\xe3\x02\n" +
 	"\x05Saved\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12 \n" +
@@ -970,8 +979,9 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x06opened\x18\b \x01(\x03R\x06opened\x12\x12\n" +
 	"\x04used\x18\t \x01(\x03R\x04used\x12\x14\n" +
 	"\x05addrs\x18\n" +
-	" \x03(\tR\x05addrs\x12\x1c\n" +
-	"\texclusive\x18\v \x01(\bR\texclusive\"=\n" +
+	" \x03(\fR\x05addrs\x12\x1c\n" +
+	"\texclusive\x18\v \x01(\bR\texclusive\x12\x16\n" +
+	"\x06parked\x18\f \x01(\bR\x06parked\"=\n" +
 	"\rSavedProtocol\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion*N\n" +

@@ -1,25 +1,33 @@
 package inbox
 
 import (
+	"cmp"
 	"slices"
 
 	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/wire"
 )
 
+// listed is a message about which an ack is to be sent: what its state is then,
+// or that it is past, if nothing is kept of it but that it was settled.
+type listed struct {
+	sequence uint64
+	past     bool
+}
+
 // list has an ack say what e's state is when the ack is sent.
 func (w *work) list(e *entry) {
 	if !e.listed {
 		e.listed = true
-		w.acks = append(w.acks, e.sequence)
+		w.acks = append(w.acks, listed{sequence: e.sequence})
 	}
 }
 
-// acknowledge has an ack say that sequence, of which nothing is known any more,
-// is delivered: the sender knows better, or has forgotten only that.
+// acknowledge has an ack say that sequence, of which nothing is kept, is
+// delivered: the sender knows better, or has forgotten only that.
 func (w *work) acknowledge(sequence uint64) {
 	if len(w.acks) < maxAcks {
-		w.acks = append(w.acks, sequence)
+		w.acks = append(w.acks, listed{sequence, true})
 	}
 }
 
@@ -66,7 +74,7 @@ func (b *Inbox) ack() (a delivery.Ack) {
 		n, size = n+1, size+more
 		return true
 	}
-	slices.Sort(w.acks)
+	slices.SortFunc(w.acks, func(a, b listed) int { return cmp.Compare(a.sequence, b.sequence) })
 	for i < len(w.acks) && b.say(&a, w.acks[i], fits) {
 		i++
 	}
@@ -88,15 +96,15 @@ func failureSize(pointers []string) int {
 	return n
 }
 
-// say puts what is known of sequence into a, if it fits.
-func (b *Inbox) say(a *delivery.Ack, sequence uint64, fits func(int) bool) bool {
+// say puts what is known of a message into a, if it fits.
+func (b *Inbox) say(a *delivery.Ack, l listed, fits func(int) bool) bool {
+	sequence, ok := l.sequence, false
 	e := b.work.entries[sequence]
-	ok := false
 	switch {
-	case e == nil && sequence >= b.floor && !(sequence <= b.cursor && b.cfg.Terms.Durable()):
-		return true // refused meanwhile
-	case e == nil:
+	case l.past:
 		return join(&a.Delivered, sequence, fits)
+	case e == nil:
+		return true // refused meanwhile
 	case e.stage != settled:
 		if ok = join(&a.Working, sequence, fits); ok {
 			e.working = true
@@ -139,15 +147,22 @@ func (b *Inbox) unsent(a delivery.Ack) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	w := b.need()
-	again := func(sequence uint64) {
-		if e := w.entries[sequence]; e != nil {
+	again := func(sequence uint64) bool {
+		e := w.entries[sequence]
+		if e != nil {
 			e.working = false
 			w.list(e)
-		} else {
-			w.acknowledge(sequence)
+		}
+		return e != nil
+	}
+	for _, r := range a.Delivered {
+		for n := r.From; n <= r.To; n++ {
+			if !again(n) {
+				w.acknowledge(n)
+			}
 		}
 	}
-	for _, r := range slices.Concat(a.Delivered, a.Working) {
+	for _, r := range a.Working {
 		for n := r.From; n <= r.To; n++ {
 			again(n)
 		}
@@ -156,9 +171,7 @@ func (b *Inbox) unsent(a delivery.Ack) {
 		again(r.Sequence)
 	}
 	for _, f := range a.Failed {
-		if w.entries[f.Sequence] != nil {
-			again(f.Sequence)
-		} else if len(w.refusals) < maxAcks {
+		if !again(f.Sequence) && len(w.refusals) < maxAcks {
 			w.refusals = append(w.refusals, f)
 		}
 	}

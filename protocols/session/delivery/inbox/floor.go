@@ -205,7 +205,7 @@ func (b *Inbox) Restore(ctx context.Context) error {
 	b.former = b.floor
 	b.need()
 	for n, out := range finished {
-		b.remember(&entry{sequence: n, outcome: &out})
+		b.remember(&entry{sequence: n}, &out)
 	}
 	const page = 16
 	for after, rows := b.floor-1, page; rows == page; {
@@ -214,7 +214,7 @@ func (b *Inbox) Restore(ctx context.Context) error {
 			return fmt.Errorf("restore the inbox of a session: %w", err)
 		}
 		for _, m := range messages {
-			b.remember(&entry{sequence: m.Sequence, readable: true, size: len(m.Body)})
+			b.remember(&entry{sequence: m.Sequence, readable: true, size: len(m.Body)}, nil)
 			after = m.Sequence
 		}
 		rows = len(messages)
@@ -225,11 +225,9 @@ func (b *Inbox) Restore(ctx context.Context) error {
 }
 
 // remember takes up a settled message of a former life.
-func (b *Inbox) remember(e *entry) {
+func (b *Inbox) remember(e *entry, out *delivery.Outcome) {
 	e.stage = settled
-	if e.outcome != nil {
-		b.work.answers += len(e.outcome.Response)
-	}
+	b.work.outcome(e, out)
 	b.work.entries[e.sequence] = e
 }
 

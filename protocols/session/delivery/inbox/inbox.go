@@ -105,7 +105,7 @@ type work struct {
 	run     []*entry // for the handler
 	running bool     // somebody hands them over
 
-	acks     []uint64 // about which an ack is to be sent
+	acks     []listed
 	refusals []delivery.Failure
 
 	unread      []unread
@@ -345,13 +345,18 @@ func (b *Inbox) settle(e *entry, out *delivery.Outcome) {
 	e.stage, e.message = settled, nil
 	w.hand--
 	w.handBytes -= e.size
+	w.outcome(e, out)
+	w.list(e)
+	b.advance()
+}
+
+// outcome keeps the outcome of e, if it says more than that it is delivered.
+func (w *work) outcome(e *entry, out *delivery.Outcome) {
 	e.outcome = nil
 	if out != nil && (out.Status != delivery.Delivered || len(out.Response) > 0 || out.Encoding != 0) {
 		e.outcome = out
 		w.answers += len(out.Response)
 	}
-	w.list(e)
-	b.advance()
 }
 
 // drop forgets e.

@@ -181,7 +181,7 @@ func (o *Outbox) add(m *delivery.Message, hash uint64, now time.Time) *pending {
 
 // enqueued is called when the store has p, or has not.
 func (o *Outbox) enqueued(p *pending, err error) {
-	fx := o.effects()
+	var fx effects
 	o.mu.Lock()
 	w := o.work
 	if err != nil {
@@ -196,12 +196,12 @@ func (o *Outbox) enqueued(p *pending, err error) {
 		w.soon(p.message.Expires)
 		w.queue(p, o.cfg.Terms)
 		if o.failed {
-			o.settle(p, delivery.Outcome{Status: delivery.Failed, Code: o.ended}, p.message.Accepted, fx)
+			o.settle(p, delivery.Outcome{Status: delivery.Failed, Code: o.ended}, p.message.Accepted, &fx)
 		}
 	}
 	close(p.accepted)
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 }
 
 // Wait returns the outcome of a message once it is final. Those of messages that
@@ -285,13 +285,13 @@ func (o *Outbox) Pending() int {
 // more. Messages at most once fail with code; the others stay pending in the
 // store, and who waits for one gets wire.SessionClosed.
 func (o *Outbox) Close(code wire.Code, now time.Time) {
-	fx := o.effects()
+	var fx effects
 	o.mu.Lock()
 	o.end(code)
 	if w := o.work; w != nil {
 		for _, p := range w.line {
 			if !o.cfg.Terms.Durable() && p.open() {
-				o.settle(p, delivery.Outcome{Status: delivery.Failed, Code: o.ended}, now, fx)
+				o.settle(p, delivery.Outcome{Status: delivery.Failed, Code: o.ended}, now, &fx)
 			}
 		}
 		for sequence := range w.waiters {
@@ -299,7 +299,7 @@ func (o *Outbox) Close(code wire.Code, now time.Time) {
 		}
 	}
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 }
 
 // end is the first end's code from then on.
@@ -320,14 +320,14 @@ func (o *Outbox) closed() error {
 // or that of an earlier Close. It returns when all of that is on disk.
 func (o *Outbox) Fail(ctx context.Context, code wire.Code, now time.Time) error {
 	for {
-		fx := o.effects()
+		var fx effects
 		o.mu.Lock()
 		o.end(code)
 		o.failed = true
-		left := o.failOpen(now, fx)
+		left := o.failOpen(now, &fx)
 		unseen := o.work != nil && o.work.unseen
 		o.mu.Unlock()
-		fx.run()
+		fx.run(&o.cfg)
 		var err error
 		switch {
 		case unseen:

@@ -9,7 +9,6 @@ import (
 
 // effects are what the surroundings are asked to do once the lock is released.
 type effects struct {
-	cfg     *Config
 	commits []commit
 	events  []event
 }
@@ -25,14 +24,12 @@ type event struct {
 	outcome delivery.Outcome
 }
 
-func (o *Outbox) effects() *effects { return &effects{cfg: &o.cfg} }
-
-func (fx *effects) run() {
+func (fx *effects) run(cfg *Config) {
 	for _, c := range fx.commits {
-		fx.cfg.Store.Commit(c.change, c.durable, c.done)
+		cfg.Store.Commit(c.change, c.durable, c.done)
 	}
 	for _, e := range fx.events {
-		fx.cfg.Observe(e.message, e.outcome)
+		cfg.Observe(e.message, e.outcome)
 	}
 }
 
@@ -83,7 +80,7 @@ func (o *Outbox) saveAgain(fx *effects) {
 
 // settled is called when the outcome of p is stored, or could not be.
 func (o *Outbox) settled(p *pending, err error) {
-	fx := o.effects()
+	var fx effects
 	o.mu.Lock()
 	w := o.work
 	if err != nil {
@@ -95,11 +92,11 @@ func (o *Outbox) settled(p *pending, err error) {
 		w.unindex(p)
 		if !p.told {
 			w.giveUp(p)
-			o.tell(p, fx)
+			o.tell(p, &fx)
 		}
 	}
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 }
 
 // tell makes the outcome of p known.

@@ -96,16 +96,16 @@ func (o *Outbox) launch(p *pending, now time.Time) {
 
 // expire settles p, whose time ran out before its turn came.
 func (o *Outbox) expire(p *pending, now time.Time) {
-	fx := o.effects()
-	o.settle(p, delivery.Outcome{Status: delivery.Expired}, now, fx)
+	var fx effects
+	o.settle(p, delivery.Outcome{Status: delivery.Expired}, now, &fx)
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 	o.mu.Lock()
 }
 
 // Ack takes in what the receiver says about messages.
 func (o *Outbox) Ack(a delivery.Ack, now time.Time) {
-	fx := o.effects()
+	var fx effects
 	o.mu.Lock()
 	if o.work == nil || o.ended != 0 {
 		o.mu.Unlock()
@@ -113,7 +113,7 @@ func (o *Outbox) Ack(a delivery.Ack, now time.Time) {
 	}
 	delivered := func(p *pending) {
 		if p.open() {
-			o.settle(p, delivery.Outcome{Status: delivery.Delivered}, now, fx)
+			o.settle(p, delivery.Outcome{Status: delivery.Delivered}, now, &fx)
 		}
 	}
 	for _, r := range a.Delivered {
@@ -121,12 +121,12 @@ func (o *Outbox) Ack(a delivery.Ack, now time.Time) {
 	}
 	for _, r := range a.Responses {
 		if p := o.work.find(r.Sequence); p != nil && p.open() {
-			o.settle(p, delivery.Outcome{Status: delivery.Delivered, Encoding: r.Encoding, Response: r.Body}, now, fx)
+			o.settle(p, delivery.Outcome{Status: delivery.Delivered, Encoding: r.Encoding, Response: r.Body}, now, &fx)
 		}
 	}
 	for _, f := range a.Failed {
 		if p := o.work.find(f.Sequence); p != nil {
-			o.refused(p, f, now, fx)
+			o.refused(p, f, now, &fx)
 		}
 	}
 	for _, r := range a.Working {
@@ -137,7 +137,7 @@ func (o *Outbox) Ack(a delivery.Ack, now time.Time) {
 		})
 	}
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 	o.pump(now)
 }
 
@@ -170,18 +170,18 @@ func (o *Outbox) refused(p *pending, f delivery.Failure, now time.Time, fx *effe
 // answer. It returns when to call it next at the latest, zero if nothing is
 // known to come; the session may call it at any time.
 func (o *Outbox) Due(now time.Time) time.Time {
-	fx := o.effects()
+	var fx effects
 	o.mu.Lock()
 	if o.ended != 0 {
 		o.mu.Unlock()
 		return time.Time{}
 	}
-	o.pruneOld(now, fx)
+	o.pruneOld(now, &fx)
 	if w := o.work; w != nil {
 		if !w.next.IsZero() && !now.Before(w.next) {
-			o.scan(now, fx)
+			o.scan(now, &fx)
 		}
-		o.saveAgain(fx)
+		o.saveAgain(&fx)
 		for len(w.recentOrder) > 0 && now.Sub(w.recentOrder[0].at) >= recentFor {
 			w.forgetRecent()
 		}
@@ -189,7 +189,7 @@ func (o *Outbox) Due(now time.Time) time.Time {
 		w.announce = w.announce || w.window == 0 && len(w.fresh) == 0
 	}
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 	o.pump(now)
 	return o.rest()
 }
@@ -271,7 +271,7 @@ func (o *Outbox) overdue(p *pending, now time.Time, fx *effects) {
 // on its way. All that was transmitted and is not settled goes again, in order;
 // at most once it fails with wire.SessionClosed.
 func (o *Outbox) Resume(now time.Time) {
-	fx := o.effects()
+	var fx effects
 	o.mu.Lock()
 	if o.ended != 0 || o.last == 0 {
 		o.mu.Unlock()
@@ -283,7 +283,7 @@ func (o *Outbox) Resume(now time.Time) {
 		switch {
 		case !p.inWindow():
 		case !o.cfg.Terms.Durable():
-			o.settle(p, delivery.Outcome{Status: delivery.Failed, Code: wire.SessionClosed}, now, fx)
+			o.settle(p, delivery.Outcome{Status: delivery.Failed, Code: wire.SessionClosed}, now, &fx)
 		default:
 			p.doubt = true
 			if p.state != resting {
@@ -293,6 +293,6 @@ func (o *Outbox) Resume(now time.Time) {
 		}
 	}
 	o.mu.Unlock()
-	fx.run()
+	fx.run(&o.cfg)
 	o.pump(now)
 }
