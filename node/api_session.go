@@ -111,6 +111,16 @@ func (n *Node) sessionDetail(i session.Info) *openmeshv1.SessionInfo {
 			MaxIntervalMs: uint32(c.Retry.MaxInterval.Milliseconds()), Jitter: c.Retry.Jitter,
 		},
 	}
+	for _, p := range i.Protocols {
+		m.Protocols = append(m.Protocols, &openmeshv1.AppProtocol{Name: p.Name, Version: p.Versions[0]})
+	}
+	for _, n := range i.Notices {
+		direction := "received"
+		if n.Sent {
+			direction = "sent"
+		}
+		m.Notices = append(m.Notices, &openmeshv1.Notice{Direction: direction, Effect: n.Effect, Reason: n.Reason, At: stamp(n.At)})
+	}
 	for _, ev := range i.History {
 		m.History = append(m.History, eventMessage(ev))
 	}

@@ -18,13 +18,13 @@ func TestQueueWaits(t *testing.T) {
 		want  int    // of the time before
 		after time.Duration
 	}{
-		"durable":          {[]item{{durable: true}}, 0, time.Millisecond},
-		"not durable":      {[]item{{}}, 0, time.Millisecond + linger},
-		"durable joins":    {[]item{{}, {}, {durable: true}}, 1, 3 * time.Millisecond},
-		"as many as last":  {[]item{{durable: true}, {durable: true}}, 2, 2 * time.Millisecond},
-		"fewer than last":  {[]item{{durable: true}, {durable: true}}, 9, time.Millisecond + gather},
-		"enough bytes":     {[]item{{}, {bytes: maxBatch}}, 0, 2 * time.Millisecond},
-		"enough in number": {slices.Repeat([]item{{}}, 2), 0, time.Millisecond + linger},
+		"durable":         {[]item{{durable: true}}, 0, time.Millisecond},
+		"not durable":     {[]item{{}}, 0, time.Millisecond + linger},
+		"durable joins":   {[]item{{}, {}, {durable: true}}, 1, 3 * time.Millisecond},
+		"as many as last": {[]item{{durable: true}, {durable: true}}, 2, 2 * time.Millisecond},
+		"fewer than last": {[]item{{durable: true}, {durable: true}}, 9, time.Millisecond + gather},
+		"enough bytes":    {[]item{{}, {bytes: maxBatch}}, 0, 2 * time.Millisecond},
+		"two not durable": {slices.Repeat([]item{{}}, 2), 0, time.Millisecond + linger},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -29,7 +29,7 @@ type sqliteDialect struct{}
 // fullfsync on macOS only, where an fsync alone does not reach the disk.
 func pragmas() []string {
 	return []string{"auto_vacuum(incremental)", "busy_timeout(10000)", "journal_mode(wal)", "synchronous(full)",
-		"fullfsync(1)", "checkpoint_fullfsync(1)", "cache_size(-8192)", "wal_autocheckpoint(4096)", "journal_size_limit(67108864)"}
+		"fullfsync(1)", "checkpoint_fullfsync(1)", "cache_size(-8192)", "wal_autocheckpoint(8192)", "journal_size_limit(67108864)"}
 }
 
 //go:embed migrations/sqlite/*.sql

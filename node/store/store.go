@@ -151,7 +151,7 @@ func (s *Store) Commit(c delivery.Change, durable bool, done func(error)) {
 
 // Put stores a document in place of the one of that name. When it returns
 // without error the document would survive a power failure; if ctx ends
-// earlier, it may or may not be stored.
+// earlier, it may or may not be stored. Like Commit it may wait for room.
 func (s *Store) Put(ctx context.Context, bucket, key string, value []byte) error {
 	return s.write(ctx, fmt.Sprintf("store document %s/%s", bucket, key),
 		statement{sql: putDocument, args: []any{s.owner, []byte(bucket), []byte(key), value}}, len(bucket)+len(key)+len(value))
@@ -191,5 +191,11 @@ func failure(d dialect, doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	code, hint := d.explain(err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		code, hint = wire.Cancelled, ""
+	case errors.Is(err, context.DeadlineExceeded):
+		code = wire.DeadlineExceeded
+	}
 	return wire.Errorf(code, "%s: %w", doing, err).WithHint("%s", hint)
 }

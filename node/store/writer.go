@@ -147,6 +147,8 @@ func (w *writer) persist(batch []item, durable bool) error {
 		select {
 		case <-time.After(wait.NextBackOff()):
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			w.forlorn = true
 			return err
 		}

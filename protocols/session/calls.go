@@ -52,8 +52,8 @@ func (c *calls) begin(deadline time.Time) (uint64, chan result, error) {
 	return c.last, ch, nil
 }
 
-// finish gives call id its result; it is a no-op if the call was abandoned.
-func (c *calls) finish(id uint64, r result) {
+// finish gives call id its result; it reports false if the call was abandoned.
+func (c *calls) finish(id uint64, r result) bool {
 	c.mu.Lock()
 	w, ok := c.waiting[id]
 	delete(c.waiting, id)
@@ -62,6 +62,7 @@ func (c *calls) finish(id uint64, r result) {
 	if ok {
 		w.result <- r
 	}
+	return ok
 }
 
 // abandon forgets call id. Its result may be on its way already, so its channel

@@ -88,6 +88,9 @@ func (s *Session) transmit(m *delivery.Message, floor uint64) bool {
 		s.wake()
 		return false
 	}
+	if s.conduct != nil && !s.may(len(m.Body)) {
+		return false
+	}
 	plain := delivery.AppendMessage(pool.Get(len(m.Body) + maxMeta)[:0], m, floor, time.Now())
 	if !s.link.post(seal.Data, plain, true) {
 		s.blocked.Store(true)
@@ -166,6 +169,9 @@ func (s *Session) deliver(m *delivery.Message, done func(delivery.Outcome)) {
 func (j job) runDelivery() {
 	s := j.in.Session
 	resp, err := s.handle(j.ctx, j.in)
+	if err == nil && resp != nil && resp.Produce != nil {
+		resp, err = gather(j.ctx, resp, s.contract.MaxMessageBytes)
+	}
 	switch {
 	case err != nil && s.owner.work.Err() != nil:
 		return // the node is stopping: who sent it will send it again
@@ -227,4 +233,20 @@ func (s *Session) endDelivery(code wire.Code) {
 		}
 	}
 	s.mail.in.Close()
+}
+
+// gather makes one JSON array of a response in parts.
+func gather(ctx context.Context, r *Response, limit int) (*Response, error) {
+	body := []byte{'['}
+	err := r.Produce(ctx, func(part []byte) error {
+		if len(body)+len(part) > limit {
+			return wire.Errorf(wire.TooLarge, "response in parts of more than %d bytes", limit)
+		}
+		if len(body) > 1 {
+			body = append(body, ',')
+		}
+		body = append(body, part...)
+		return nil
+	})
+	return &Response{Encoding: r.Encoding, Body: append(body, ']')}, err
 }

@@ -60,11 +60,15 @@ func throughCrashes(t *testing.T, qos signal.QoS, ordered bool, seed uint64) {
 	const n = 1000
 	crashes := make(chan *wired, 64)
 	go func() {
+		defer close(crashes)
 		for range 20 {
-			time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
-			crashes <- []*wired{a, b}[random.IntN(2)]
+			select {
+			case <-time.After(time.Duration(random.IntN(1000)) * time.Millisecond):
+				crashes <- []*wired{a, b}[random.IntN(2)]
+			case <-t.Context().Done():
+				return
+			}
 		}
-		close(crashes)
 	}()
 	next, redo := 0, 0
 	for next < n || crashes != nil {
@@ -83,7 +87,7 @@ func throughCrashes(t *testing.T, qos signal.QoS, ordered bool, seed uint64) {
 			}
 			s, _, err := a.Find(id.String())
 			if err != nil || s == nil {
-				t.Fatalf("session is gone: %v", err)
+				t.Fatalf("session is gone: %v %+v", err, a.Sessions(true))
 			}
 			_, err = s.Post(t.Context(), &delivery.Message{Key: fmt.Sprint(next), Capability: "test/work", Body: []byte("{}")})
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"openmesh/protocols/identity"
 	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/session/mux"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
@@ -26,6 +27,10 @@ type Config struct {
 	Signal  signal.Config
 	Handler Handler
 	Data    func(s *Session, data []byte) // messages of Send; data is valid during the call only; nil drops them
+
+	// Stream takes a stream that the other side opened, with its meta; it must not
+	// block. Nil refuses them.
+	Stream func(s *Session, st *mux.Stream, meta []byte)
 
 	// Path tells how a connection reaches its peer; default [PathOf].
 	Path func(network.Conn) Path

@@ -77,7 +77,7 @@ func (s *Session) lost(ch *channel, cause wire.Code) {
 // resting reports whether nothing is under way in either direction.
 func (s *Session) resting() bool {
 	n, _ := s.link.waiting()
-	return n == 0 && s.calls.len()+s.inbox.len()+int(s.answering.Load()) == 0 && !s.outstanding() && s.mail.in.Busy() == 0
+	return n == 0 && s.calls.len()+s.inbox.len()+int(s.answering.Load()) == 0 && !s.outstanding() && s.mail.in.Busy()+s.streams.Load().Len() == 0
 }
 
 // wake sees to it that a session without a channel gets one.

@@ -53,7 +53,7 @@ func TestProbe(t *testing.T) {
 				for i := range 3000 {
 					r.message(seal.Request, &sessionpb.Request{Id: uint64(i%2000 + 1), Capability: "wait", Body: make([]byte, 100)})
 				}
-				time.Sleep(2*time.Second)
+				time.Sleep(2 * time.Second)
 				r.dial(nil)
 			}
 		}},
@@ -76,7 +76,7 @@ func TestProbe(t *testing.T) {
 				time.Sleep(time.Second)
 				g0, h0 := runtime.NumGoroutine(), heap()
 				tc.flood(r)
-				time.Sleep(3*time.Second)
+				time.Sleep(3 * time.Second)
 				g1, h1 := runtime.NumGoroutine(), heap()
 				fmt.Printf("%s: goroutines %d → %d, heap %d → %d KiB; got %v closed %v %v\n", tc.name, g0, g1, h0>>10, h1>>10, r.got, r.over, r.closed)
 			})

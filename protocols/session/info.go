@@ -29,6 +29,7 @@ type Info struct {
 	Opened         time.Time
 	IdleAt         time.Time // when it will be closed if nobody uses it
 	History        []Event
+	Notices        []Notice // about conduct, most recent last
 }
 
 // ChannelInfo describes a channel of a session.
@@ -55,6 +56,7 @@ func (s *Session) Info() Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i.State, i.Reason, i.History = s.state, s.reason, append([]Event(nil), s.history...)
+	i.Notices = append([]Notice(nil), s.notices...)
 	return i
 }
 

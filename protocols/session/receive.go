@@ -141,6 +141,11 @@ func (s *Session) receiveFrame(r *reader) error {
 			s.acknowledge()
 		}
 	}
+	if s.conduct != nil && metered(h.Type) {
+		if err := s.measure(n, now); err != nil {
+			return err
+		}
+	}
 	return s.dispatch(r, h, plain, now)
 }
 
@@ -179,7 +184,7 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 		if err := unmarshal(plain, m); err != nil {
 			return err
 		}
-		s.calls.finish(m.Id, result{response: &Response{Encoding(m.Encoding), m.Body}})
+		s.calls.finish(m.Id, result{response: &Response{Encoding: Encoding(m.Encoding), Body: m.Body}})
 	case seal.Error:
 		m := new(sessionpb.Error)
 		if err := unmarshal(plain, m); err != nil {
@@ -194,6 +199,8 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 		return s.data(plain, now)
 	case seal.Ack:
 		return s.ack(plain, now)
+	case seal.StreamOpen, seal.StreamData, seal.StreamWindow, seal.StreamEnd:
+		return s.stream(h.Type, plain)
 	default:
 		return s.control(r.channel, h.Type, plain, now)
 	}
@@ -222,6 +229,8 @@ func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time)
 		return s.rebound(ch, plain)
 	case seal.Rekey:
 		return s.rekey(plain, now)
+	case seal.PolicyNotice:
+		return s.noticed(plain, now)
 	case seal.Close:
 		return closedByPeer(plain)
 	}

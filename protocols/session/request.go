@@ -40,10 +40,19 @@ type Request struct {
 	Deadline time.Time
 }
 
-// Response is the answer to a request.
+// Response is the answer to a request: a body, or parts that come bit by bit.
 type Response struct {
 	Encoding Encoding
 	Body     []byte
+
+	// Produce, if set by a handler, is called to send the parts in place of a body.
+	// Send waits while the other side does not read. An error ends the response, and
+	// its code is what the other side learns.
+	Produce func(ctx context.Context, send func(part []byte) error) error
+
+	// Parts are what the answering side produces, if it answered so. Whoever called
+	// reads them to the end or closes them.
+	Parts *Parts
 }
 
 // Inbound is a request as it reaches the answering side.
@@ -199,6 +208,13 @@ func (j job) run() {
 		return
 	}
 	resp, err := s.handle(j.ctx, j.in)
+	if err == nil && resp != nil && resp.Produce != nil {
+		if err = j.respond(j.ctx, resp); err == nil {
+			s.inbox.remove(j.in.ID)
+			s.owner.stats.served.Add(1)
+			return
+		}
+	}
 	s.quick.Store(time.Since(j.taken) < quickLimit)
 	// The answer is under way until it is written; the request's place is free
 	// before that, for who has the answer may send the next one.

@@ -150,6 +150,19 @@ func (e *Endpoint) locate(ctx context.Context, s *Session) Route {
 func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error {
 	s.resuming.Store(true)
 	defer s.resuming.Store(false)
+	est, confirm, err := e.offerResume(ctx, s, r)
+	if err != nil {
+		return err
+	}
+	if err = e.takeUp(ctx, s, r, est, confirm); wire.CodeOf(err) == wire.NotFound && err != nil {
+		// Another offer, the peer's own perhaps, came between: that says nothing of
+		// the session.
+		return fmt.Errorf("%w: %w", wire.Unreachable, err)
+	}
+	return err
+}
+
+func (e *Endpoint) offerResume(ctx context.Context, s *Session, r Route) (*signal.Established, []byte, error) {
 	terms := e.cfg.Signal.Terms()
 	terms.Contract, terms.Resume, terms.Transports = s.contract, s.id, e.cfg.Network.Offer()
 	est, confirm, proven, err := e.agree(ctx, Target{s.Peer().Agent, r}, terms)
@@ -157,8 +170,13 @@ func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error {
 		err = fmt.Errorf("%w: by a host that proves nothing: %w", wire.Unreachable, err)
 	}
 	if err != nil {
-		return fmt.Errorf("resume session %s: %w", s.id, err)
+		return nil, nil, fmt.Errorf("resume session %s: %w", s.id, err)
 	}
+	return est, confirm, nil
+}
+
+// takeUp opens the channel that follows an offer to resume, and goes on over it.
+func (e *Endpoint) takeUp(ctx context.Context, s *Session, r Route, est *signal.Established, confirm []byte) error {
 	ch, err := e.confirm(ctx, s.id, r, confirm)
 	if err != nil {
 		return err
@@ -221,6 +239,7 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 func (s *Session) interrupt(err error) {
 	s.calls.fail(err)
 	s.inbox.cancelAll()
+	s.streams.Swap(s.newStreams()).Close(errorCode(err))
 }
 
 // resumed follows once a session that was renewed has a channel.

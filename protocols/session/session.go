@@ -35,6 +35,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/identity"
+	"openmesh/protocols/session/mux"
 	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
@@ -60,6 +61,8 @@ type Session struct {
 	owner      *Endpoint
 	link       *link
 	mail       mail
+	streams    atomic.Pointer[mux.Mux]
+	conduct    *conduct // nil: no rates
 	calls      calls
 	inbox      arrivals
 	counters   counters
@@ -76,6 +79,7 @@ type Session struct {
 	state   State
 	reason  wire.Code // why it was terminated
 	history []Event
+	notices []Notice
 }
 
 // ends are who and how the two sides are since the last signaling.
@@ -143,6 +147,10 @@ func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
 	s.ends.Store(endsOf(est))
 	s.path.Store(new(Path))
 	s.mail = s.newMail()
+	s.streams.Store(s.newStreams())
+	if rated(s.contract) {
+		s.conduct = newConduct(s.contract)
+	}
 	s.counters.used.Store(time.Now().UnixNano())
 	return s
 }
@@ -237,6 +245,9 @@ func marshal(m proto.Message) ([]byte, error) {
 // It waits while too much is on its way. That the channel fails is no error: the
 // frame goes over the next one.
 func (s *Session) write(t seal.Type, plain []byte) error {
+	if s.conduct != nil && metered(t) {
+		s.pace(len(plain))
+	}
 	s.counters.used.Store(time.Now().UnixNano())
 	s.counters.sent.Add(1)
 	n, ok, failed := s.link.send(t, plain, s.crowded(), true)
@@ -297,7 +308,7 @@ func (s *Session) Close(ctx context.Context) error {
 func (s *Session) drain(ctx context.Context) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for s.calls.len()+s.inbox.len()+int(s.answering.Load())+s.mail.in.Busy() > 0 {
+	for s.calls.len()+s.inbox.len()+int(s.answering.Load())+s.mail.in.Busy()+s.streams.Load().Len() > 0 {
 		select {
 		case <-tick.C:
 		case <-s.done:
@@ -343,6 +354,7 @@ func (s *Session) end(to State, reason wire.Code, tell bool) {
 	}
 	s.calls.refuse(err, true)
 	s.inbox.refuse(true)
+	s.streams.Load().Close(or(reason, wire.SessionClosed))
 	if ch := s.link.current.Load(); tell && ch != nil {
 		if b, merr := proto.Marshal(&sessionpb.Close{Code: uint32(reason)}); merr == nil {
 			s.tell(ch, seal.Close, b)

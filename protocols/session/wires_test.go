@@ -240,6 +240,10 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 		return nil, err
 	}
 	time.Sleep(2 * n.net.latency)
+	if now, err := n.find(r.Peer); err != nil || now != to {
+		return nil, fmt.Errorf("%s has gone", r.Peer)
+	}
+	e := to.Endpoint
 	for _, name := range transports {
 		n.net.mu.Lock()
 		down := n.net.down[name]
@@ -248,7 +252,7 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 			continue
 		}
 		a, b := n.net.pair(name, n.own.agent.Certificate.Peer, to.agent.Certificate.Peer)
-		go to.Accept(b)
+		go e.Accept(b)
 		return a, nil
 	}
 	return nil, fmt.Errorf("no transport to %s", r.Peer)

@@ -721,6 +721,70 @@ func (x *Notice) GetReason() string {
 	return ""
 }
 
+// StreamMeta is the metadata of a stream.
+type StreamMeta struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The stream is the response to this request of the other side: parts, each a
+	// frame with its length as a uvarint in front.
+	Request  uint64   `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
+	Encoding Encoding `protobuf:"varint,2,opt,name=encoding,proto3,enum=openmesh.session.v1.Encoding" json:"encoding,omitempty"`
+	// Otherwise: of the application.
+	Meta          []byte `protobuf:"bytes,3,opt,name=meta,proto3" json:"meta,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamMeta) Reset() {
+	*x = StreamMeta{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamMeta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamMeta) ProtoMessage() {}
+
+func (x *StreamMeta) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamMeta.ProtoReflect.Descriptor instead.
+func (*StreamMeta) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StreamMeta) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *StreamMeta) GetEncoding() Encoding {
+	if x != nil {
+		return x.Encoding
+	}
+	return Encoding_ENCODING_UNSPECIFIED
+}
+
+func (x *StreamMeta) GetMeta() []byte {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
 // Saved is a persistent session as a node stores it.
 type Saved struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -749,7 +813,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[9]
+	mi := &file_session_sessionpb_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +825,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[9]
+	mi := &file_session_sessionpb_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +838,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{9}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Saved) GetSession() []byte {
@@ -871,7 +935,7 @@ type SavedProtocol struct {
 
 func (x *SavedProtocol) Reset() {
 	*x = SavedProtocol{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	mi := &file_session_sessionpb_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +947,7 @@ func (x *SavedProtocol) String() string {
 func (*SavedProtocol) ProtoMessage() {}
 
 func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	mi := &file_session_sessionpb_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +960,7 @@ func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedProtocol.ProtoReflect.Descriptor instead.
 func (*SavedProtocol) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{10}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SavedProtocol) GetName() string {
@@ -967,7 +1031,12 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vEFFECT_WARN\x10\x01\x12\x13\n" +
 	"\x0fEFFECT_THROTTLE\x10\x02\x12\x14\n" +
-	"\x10EFFECT_TERMINATE\x10\x03\"\xe3\x02\n" +
+	"\x10EFFECT_TERMINATE\x10\x03\"u\n" +
+	"\n" +
+	"StreamMeta\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\x04R\arequest\x129\n" +
+	"\bencoding\x18\x02 \x01(\x0e2\x1d.openmesh.session.v1.EncodingR\bencoding\x12\x12\n" +
+	"\x04meta\x18\x03 \x01(\fR\x04meta\"\xe3\x02\n" +
 	"\x05Saved\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12 \n" +
@@ -1003,7 +1072,7 @@ func file_session_sessionpb_session_proto_rawDescGZIP() []byte {
 }
 
 var file_session_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_session_sessionpb_session_proto_goTypes = []any{
 	(Encoding)(0),         // 0: openmesh.session.v1.Encoding
 	(Notice_Effect)(0),    // 1: openmesh.session.v1.Notice.Effect
@@ -1016,20 +1085,22 @@ var file_session_sessionpb_session_proto_goTypes = []any{
 	(*Rebind)(nil),        // 8: openmesh.session.v1.Rebind
 	(*Rekey)(nil),         // 9: openmesh.session.v1.Rekey
 	(*Notice)(nil),        // 10: openmesh.session.v1.Notice
-	(*Saved)(nil),         // 11: openmesh.session.v1.Saved
-	(*SavedProtocol)(nil), // 12: openmesh.session.v1.SavedProtocol
+	(*StreamMeta)(nil),    // 11: openmesh.session.v1.StreamMeta
+	(*Saved)(nil),         // 12: openmesh.session.v1.Saved
+	(*SavedProtocol)(nil), // 13: openmesh.session.v1.SavedProtocol
 }
 var file_session_sessionpb_session_proto_depIdxs = []int32{
 	0,  // 0: openmesh.session.v1.Request.encoding:type_name -> openmesh.session.v1.Encoding
 	0,  // 1: openmesh.session.v1.Response.encoding:type_name -> openmesh.session.v1.Encoding
 	7,  // 2: openmesh.session.v1.Rebind.received:type_name -> openmesh.session.v1.Received
 	1,  // 3: openmesh.session.v1.Notice.effect:type_name -> openmesh.session.v1.Notice.Effect
-	12, // 4: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
-	5,  // [5:5] is the sub-list for method output_type
-	5,  // [5:5] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	0,  // 4: openmesh.session.v1.StreamMeta.encoding:type_name -> openmesh.session.v1.Encoding
+	13, // 5: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_session_sessionpb_session_proto_init() }
@@ -1043,7 +1114,7 @@ func file_session_sessionpb_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_sessionpb_session_proto_rawDesc), len(file_session_sessionpb_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -220,6 +220,10 @@ func TestStories(t *testing.T) {
 			r.floor(3)
 			r.get(3, 3, 1)
 			r.wants("", "3")
+			r.get(4, 3, 1)
+			r.floor(5)
+			r.get(5, 5, 1)
+			r.wants("", "5")
 		}},
 		"for readers": {least, false, func(r *receiving) {
 			r.put(1, 1)
@@ -273,8 +277,11 @@ func TestStories(t *testing.T) {
 			r.reads(0, 9, "3 4 >4")
 			r.put(1, 1)
 			r.put(3, 1)
-			r.wants("[+1:1][+3:3]", "") // not read again
+			r.wants("[+1:1][+3:3]", "")
 			r.reads(0, 9, "3 4 >4")
+			if ms, _, err := r.store.Inbox(r.Context(), delivery.SessionID{}, 0, 9); len(ms) != 2 || err != nil {
+				r.Errorf("%d messages are stored, %v; want 2", len(ms), err)
+			}
 		}},
 		"once": {once, false, func(r *receiving) {
 			r.get(2, 2, 1)

@@ -204,10 +204,12 @@ func (o *Outbox) enqueued(p *pending, err error) {
 	fx.run(&o.cfg)
 }
 
-// Wait returns the outcome of a message once it is final. Those of messages that
-// were settled a minute ago or more, or by a former process, are only found by
-// their key: wire.NotFound. An outcome that cannot be stored is the store's
-// error; it is tried again.
+// Wait returns the outcome of a message once it is final. Only that it is
+// delivered may be told before it is on disk: after a power failure it is
+// delivered again, or expires if the receiver cannot be asked in time. Outcomes
+// of a minute ago or more, or of a former process, are only found by their key:
+// wire.NotFound. One that cannot be stored is the store's error; it is tried
+// again.
 func (o *Outbox) Wait(ctx context.Context, sequence uint64) (delivery.Outcome, error) {
 	for {
 		o.mu.Lock()
