@@ -131,6 +131,11 @@ func New(cfg Config) *Endpoint {
 		usable:   make(map[slot]*Session),
 	}
 	e.cfg.Signal.Resume = e.mayResume
+	e.cfg.Signal.Terms = func() signal.Terms {
+		t := cfg.Signal.Terms()
+		t.Transports = cfg.Network.Offer()
+		return t
+	}
 	e.signal = signal.NewServer(e.cfg.Signal)
 	e.watch.owner = e
 	e.work, e.stop = context.WithCancel(context.Background())

@@ -113,6 +113,43 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// When the transport that was lost works again, the session goes back to it, and
+// loses nothing on the way.
+func TestMovesToABetterChannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, nil), w.node(t, nil)
+		s := a.open(t, b, session.Want{})
+		const n = 12000
+		go numbers(t, s, n, 10*time.Millisecond)
+		go numbers(t, b.Session(a.agent.Agent), n, 10*time.Millisecond)
+		time.Sleep(10 * time.Second)
+		w.silence("quic-v1", true)
+		w.snap("quic-v1")
+		time.Sleep(10 * time.Second)
+		if p := s.Path().Transport; p != "tcp" {
+			t.Fatalf("the session runs over %s", p)
+		}
+		w.silence("quic-v1", false)
+		begin := time.Now()
+		for s.Path().Transport != "quic-v1" && time.Since(begin) < time.Minute {
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Logf("moved back after %v", time.Since(begin))
+		time.Sleep(2 * time.Minute)
+		count(t, b.data, n)
+		count(t, a.data, n)
+		for _, node := range []*wired{a, b} {
+			if i := node.Sessions(false)[0]; i.State != session.Active || len(i.Channels) != 1 || i.Channels[0].Path.Transport != "quic-v1" {
+				t.Errorf("session is %s over %v", i.State, i.Channels)
+			}
+		}
+		if h := s.Info().History; len(h) < 6 {
+			t.Errorf("history %v", h)
+		}
+	})
+}
+
 // A request that is under way when its channel breaks is answered over the next
 // one, and worked on once.
 func TestRequestSurvivesItsChannel(t *testing.T) {

@@ -82,7 +82,6 @@ func (e *Endpoint) terms(w Want) signal.Terms {
 	t.Contract.Persistent = t.Contract.QoS > signal.AtMostOnce || w.Contract.Persistent ||
 		e.cfg.Contract.Persistent && e.cfg.Contract.QoS <= signal.AtMostOnce
 	t.Contract.Ordered = w.Contract.Ordered || e.cfg.Contract.Ordered
-	t.Transports = e.cfg.Network.Offer()
 	return t
 }
 
@@ -109,6 +108,9 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 		return nil, err
 	}
 	s, err := e.establish(est, ch, exclusive)
+	if err == nil {
+		s.pinned = t.Route.Transport != ""
+	}
 	if err != nil {
 		ch.conduit.Reset(wire.SessionClosed)
 		return nil, err

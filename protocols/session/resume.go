@@ -164,7 +164,7 @@ func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error {
 
 func (e *Endpoint) offerResume(ctx context.Context, s *Session, r Route) (*signal.Established, []byte, error) {
 	terms := e.cfg.Signal.Terms()
-	terms.Contract, terms.Resume, terms.Transports = s.contract, s.id, e.cfg.Network.Offer()
+	terms.Contract, terms.Resume = s.contract, s.id
 	est, confirm, proven, err := e.agree(ctx, Target{s.Peer().Agent, r}, terms)
 	if wire.CodeOf(err) == wire.NotFound && !proven {
 		err = fmt.Errorf("%w: by a host that proves nothing: %w", wire.Unreachable, err)
@@ -214,7 +214,7 @@ func (e *Endpoint) revive(est *signal.Established, ch *channel) (*Session, error
 		return nil, err
 	}
 	s.affirm(ch)
-	e.start(s.resumed)
+	s.resumed()
 	return s, nil
 }
 
@@ -232,7 +232,11 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 		s.release(ch, false, wire.SessionClosed)
 	}
 	s.interrupt(wire.Errorf(wire.SessionClosed, "session %s was resumed: %s may have restarted", s.id, s.Peer().Agent))
-	return s.add(ch, true)
+	if err := s.add(ch, true); err != nil {
+		return err
+	}
+	s.resumeDelivery(time.Now()) // before anything of the peer's new life is read
+	return nil
 }
 
 // interrupt ends the requests under way, both ways; others may begin.
@@ -246,7 +250,6 @@ func (s *Session) interrupt(err error) {
 func (s *Session) resumed() {
 	s.back()
 	s.save()
-	s.resumeDelivery(time.Now())
 }
 
 // suspend takes channels and keys from a persistent session.

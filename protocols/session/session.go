@@ -54,6 +54,9 @@ type Session struct {
 	contract  signal.Contract
 	protocols []signal.AppProtocol
 	opened    time.Time
+	pinned    bool      // to a transport, by whoever opened it
+	probeAt   time.Time // when to look for a better channel; of the sweep
+	probeWait time.Duration
 	eager     bool                 // restored from a process that was using it
 	exclusive bool                 // whoever opened it has it for himself
 	ends      atomic.Pointer[ends] // as the last signaling left them

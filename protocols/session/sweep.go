@@ -55,6 +55,7 @@ func (s *Session) sweep(now time.Time) {
 		s.acknowledge()
 		s.repair(now)
 		s.renewKeys(now)
+		s.improve(now)
 	}
 }
 

@@ -212,7 +212,13 @@ type wireNetwork struct {
 // transports are tried in this order.
 var transports = []string{"quic-v1", "tcp", "ws"}
 
-func (n wireNetwork) Offer() []signal.Transport { return nil }
+func (n wireNetwork) Offer() []signal.Transport {
+	var ts []signal.Transport
+	for _, name := range transports {
+		ts = append(ts, signal.Transport{Name: name})
+	}
+	return ts
+}
 
 func (n wireNetwork) find(p peer.ID) (*wired, error) {
 	n.net.mu.Lock()
