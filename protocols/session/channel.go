@@ -43,6 +43,7 @@ type channel struct {
 	health  health
 	heard   atomic.Int64 // when the last frame came, ns since the epoch
 	reading atomic.Pointer[reader]
+	told    uint64        // sequence of the last frame about the channel; guarded by the link
 	has     uint64        // highest sequence sent over it that the peer has; guarded by the link
 	proven  atomic.Bool   // a frame of this session came over it
 	proof   chan struct{} // closed when proven

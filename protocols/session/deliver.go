@@ -170,7 +170,7 @@ func (j job) runDelivery() {
 	s := j.in.Session
 	resp, err := s.handle(j.ctx, j.in)
 	if err == nil && resp != nil && resp.Produce != nil {
-		resp, err = gather(j.ctx, resp, s.contract.MaxMessageBytes)
+		resp, err = s.gather(j.ctx, resp)
 	}
 	switch {
 	case err != nil && s.owner.work.Err() != nil:
@@ -236,11 +236,14 @@ func (s *Session) endDelivery(code wire.Code) {
 }
 
 // gather makes one JSON array of a response in parts.
-func gather(ctx context.Context, r *Response, limit int) (*Response, error) {
+func (s *Session) gather(ctx context.Context, r *Response) (*Response, error) {
 	body := []byte{'['}
-	err := r.Produce(ctx, func(part []byte) error {
-		if len(body)+len(part) > limit {
-			return wire.Errorf(wire.TooLarge, "response in parts of more than %d bytes", limit)
+	err := s.produce(ctx, r, func(part []byte) error {
+		if r.Encoding == Protobuf {
+			return wire.Errorf(wire.Unsupported, "parts in Protobuf make no array")
+		}
+		if len(body)+len(part) > s.contract.MaxMessageBytes {
+			return s.tooLarge(len(body) + len(part))
 		}
 		if len(body) > 1 {
 			body = append(body, ',')

@@ -61,6 +61,7 @@ func throughCrashes(t *testing.T, qos signal.QoS, ordered bool, seed uint64) {
 	crashes := make(chan *wired, 64)
 	go func() {
 		defer close(crashes)
+		random := rand.New(rand.NewPCG(seed, 2))
 		for range 20 {
 			select {
 			case <-time.After(time.Duration(random.IntN(1000)) * time.Millisecond):
@@ -185,6 +186,42 @@ func TestStolenSessionID(t *testing.T) {
 		}
 		if o, err := s.Outcome(t.Context(), seq); err != nil || o.Status != delivery.Delivered {
 			t.Errorf("outcome %v, %v", o, err)
+		}
+	})
+}
+
+// What became of a message can be asked after the session has ended, and after a
+// restart; for as long as messages live.
+func TestOutcomeOutlivesTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newWires(5 * time.Millisecond)
+		a, b := net.node(t, keep), net.node(t, keep)
+		s := a.open(t, b, session.Want{Contract: signal.Contract{QoS: signal.AtLeastOnce, TTL: time.Hour}})
+		post := func(key string) {
+			if _, err := s.Post(t.Context(), &delivery.Message{Key: key, Body: []byte("{}")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		post("arrives")
+		time.Sleep(time.Second)
+		net.unplug(b.agent.Certificate.Peer)
+		post("does not")
+		s.Terminate(wire.PolicyViolation)
+		time.Sleep(time.Second)
+		for range 2 {
+			for key, want := range map[string]delivery.Status{"arrives": delivery.Delivered, "does not": delivery.Failed} {
+				if _, o, err := a.Recall(t.Context(), s.ID(), key); err != nil || o.Status != want {
+					t.Errorf("%s: %v, %v", key, o, err)
+				}
+			}
+			if i := a.Sessions(true); len(i) != 1 || i[0].State != session.Terminated || i[0].Reason != wire.PolicyViolation {
+				t.Errorf("sessions %v", i)
+			}
+			a.crash(t)
+		}
+		time.Sleep(2 * time.Hour)
+		if _, _, err := a.Recall(t.Context(), s.ID(), "arrives"); wire.CodeOf(err) != wire.NotFound {
+			t.Errorf("after its time: %v", err)
 		}
 	})
 }

@@ -90,8 +90,9 @@ type Endpoint struct {
 	sessions map[signal.ID]*Session
 	usable   map[slot]*Session
 	ended    []Info // most recent last
-	closed   bool   // no session begins any more
-	stopped  bool   // nothing is started any more
+	outlived []outlived
+	closed   bool // no session begins any more
+	stopped  bool // nothing is started any more
 }
 
 // slot is what a session is shared for: anyone here who wants to deal with that

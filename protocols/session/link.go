@@ -2,6 +2,7 @@ package session
 
 import (
 	"encoding/binary"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -118,6 +119,7 @@ func (l *link) tell(ch *channel, t seal.Type, plain []byte) {
 		return
 	}
 	l.sequence++
+	ch.told = l.sequence
 	sealed := l.seal(t, l.sequence, plain)
 	l.mu.Unlock()
 	ch.post(sealed, maxQueue)
@@ -150,6 +152,11 @@ func (l *link) keep(t seal.Type, plain []byte, ch *channel) {
 func (l *link) received(newest uint64, missing []seal.Range) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, ch := range l.channels {
+		if ch.told <= newest && !slices.ContainsFunc(missing, func(r seal.Range) bool { return r.First <= ch.told && ch.told <= r.Last }) {
+			ch.has = max(ch.has, ch.told)
+		}
+	}
 	gap := len(missing) - 1 // gaps come newest first
 	for i := range l.kept {
 		f := &l.kept[i]

@@ -256,11 +256,7 @@ func (e *Endpoint) accept(r *reader) (s *Session, first bool, err error) {
 }
 
 // affirm shows the peer that this side has the session.
-func (s *Session) affirm(ch *channel) {
-	if b, err := proto.Marshal(s.received()); err == nil {
-		s.tell(ch, seal.Received, b)
-	}
-}
+func (s *Session) affirm(ch *channel) { s.sayReceived(ch, s.received()) }
 
 // rejoin adds a channel to a session that is there. Its first frame proves that
 // the peer has the session's keys; nobody learns whether the session exists who

@@ -214,6 +214,9 @@ func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time)
 		if len(plain) == 8 {
 			s.tell(ch, seal.Pong, plain)
 		}
+		if m := s.received(); len(m.Missing) > 0 { // the last of what the peer sent may be lost
+			s.sayReceived(ch, m)
+		}
 	case seal.Pong:
 		if len(plain) == 8 {
 			ch.health.pong(binary.BigEndian.Uint64(plain), now)
@@ -311,7 +314,11 @@ func (s *Session) acknowledge() {
 	if ch == nil || !s.link.paid() {
 		return
 	}
-	if b, err := proto.Marshal(s.received()); err == nil {
+	s.sayReceived(ch, s.received())
+}
+
+func (s *Session) sayReceived(ch *channel, m *sessionpb.Received) {
+	if b, err := proto.Marshal(m); err == nil {
 		s.tell(ch, seal.Received, b)
 	}
 }

@@ -45,9 +45,10 @@ type Response struct {
 	Encoding Encoding
 	Body     []byte
 
-	// Produce, if set by a handler, is called to send the parts in place of a body.
-	// Send waits while the other side does not read. An error ends the response, and
-	// its code is what the other side learns.
+	// Produce, if set by a handler, is called to send the parts in place of a body:
+	// exactly once, even if nobody takes them any more. Send waits while the other
+	// side does not read, and fails once it has given up. An error ends the response,
+	// and its code and pointers are what the other side learns after the parts.
 	Produce func(ctx context.Context, send func(part []byte) error) error
 
 	// Parts are what the answering side produces, if it answered so. Whoever called
@@ -211,7 +212,6 @@ func (j job) run() {
 	if err == nil && resp != nil && resp.Produce != nil {
 		if err = j.respond(j.ctx, resp); err == nil {
 			s.inbox.remove(j.in.ID)
-			s.owner.stats.served.Add(1)
 			return
 		}
 	}
@@ -239,13 +239,16 @@ func (j job) run() {
 }
 
 func (s *Session) handle(ctx context.Context, in *Inbound) (resp *Response, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v", v)
-			s.owner.cfg.Log.Error("request handler panicked", zap.Any("panic", v), zap.Stack("stack"))
-		}
-	}()
+	defer s.recovered(&err)
 	return s.owner.cfg.Handler(ctx, in)
+}
+
+// recovered makes an error of a handler's panic; to be deferred.
+func (s *Session) recovered(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("panic: %v", v)
+		s.owner.cfg.Log.Error("request handler panicked", zap.Any("panic", v), zap.Stack("stack"))
+	}
 }
 
 // maxPointers bounds the JSON pointers of an error frame.
@@ -254,14 +257,18 @@ const maxPointers = 16
 // refuse tells the other side that its request failed. Only the code and the
 // pointers travel; the rest is for our log.
 func (s *Session) refuse(id uint64, err error) {
+	if err := s.message(seal.Error, failure(id, err)); err != nil {
+		s.log("error not sent", zap.Error(err))
+	}
+}
+
+func failure(id uint64, err error) *sessionpb.Error {
 	m := &sessionpb.Error{Id: id, Code: uint32(errorCode(err))}
 	var e *wire.Error
 	if errors.As(err, &e) {
 		m.Pointers = e.Pointers[:min(len(e.Pointers), maxPointers)]
 	}
-	if err := s.message(seal.Error, m); err != nil {
-		s.log("error not sent", zap.Error(err))
-	}
+	return m
 }
 
 func errorCode(err error) wire.Code {

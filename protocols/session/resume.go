@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -52,10 +53,15 @@ func (s *Session) saved() []byte {
 		Contract: s.contract.Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
 		Exclusive: s.exclusive, Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
 	}
+	if s.stateNow().Done() {
+		s.mu.Lock()
+		m.Ended, m.Reason = time.Now().UnixMilli(), uint32(s.reason)
+		s.mu.Unlock()
+	}
 	for _, t := range ends.transports {
 		m.Addrs = append(m.Addrs, t.Addrs...)
 	}
-	for _, p := range s.protocols {
+	for _, p := range ends.protocols {
 		m.Protocols = append(m.Protocols, &sessionpb.SavedProtocol{Name: p.Name, Version: p.Versions[0]})
 	}
 	b, err := proto.Marshal(m)
@@ -65,11 +71,38 @@ func (s *Session) saved() []byte {
 	return b
 }
 
-// forget removes what was stored of the session.
-func (s *Session) forget() {
+// conclude stores that the session has ended. What became of its messages can be
+// asked for as long as they would have been kept.
+func (s *Session) conclude() {
 	if s.persistent() {
-		s.owner.cfg.Store.Commit(delivery.ForgetSession{Session: s.id}, false, nil)
+		s.save()
+		s.owner.outlive(s.id, time.Now().Add(s.contract.TTL))
 	}
+}
+
+// outlived is what is left of a session that ended, until it is forgotten.
+type outlived struct {
+	id    signal.ID
+	until time.Time
+}
+
+func (e *Endpoint) outlive(id signal.ID, until time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.outlived = append(e.outlived, outlived{id, until})
+}
+
+// forget removes what was stored of sessions that ended long ago.
+func (e *Endpoint) forget(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.outlived = slices.DeleteFunc(e.outlived, func(o outlived) bool {
+		if now.Before(o.until) {
+			return false
+		}
+		e.cfg.Store.Commit(delivery.ForgetSession{Session: o.id}, false, nil)
+		return true
+	})
 }
 
 // restore brings back the sessions of the store; they get keys and channels when
@@ -109,6 +142,10 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 	}
 	est.Transports = []signal.Transport{{Addrs: m.Addrs}}
 	s := e.build(est, time.UnixMilli(m.Opened))
+	if m.Ended != 0 {
+		e.recall(s, &m)
+		return nil
+	}
 	s.astray.Store(true)
 	s.exclusive = m.Exclusive
 	s.counters.used.Store(m.Used * int64(time.Millisecond))
@@ -126,6 +163,29 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 		s.wake()
 	}
 	return nil
+}
+
+// recall remembers a session that has ended.
+func (e *Endpoint) recall(s *Session, m *sessionpb.Saved) {
+	s.link = newLink(nil)
+	s.state, s.reason = Closed, wire.Code(m.Reason)
+	if m.Reason != 0 {
+		s.state = Terminated
+	}
+	e.outlive(s.id, time.UnixMilli(m.Ended).Add(s.contract.TTL))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = append(e.ended, s.Info())
+	e.ended = e.ended[max(0, len(e.ended)-maxEnded):]
+}
+
+// Recall tells what became of the message that was posted with an idempotency key
+// in a session that has ended; wire.NotFound if that is not known any more.
+func (e *Endpoint) Recall(ctx context.Context, id signal.ID, key string) (uint64, delivery.Outcome, error) {
+	if e.cfg.Store == nil {
+		return 0, delivery.Outcome{}, wire.Errorf(wire.NotFound, "message %.40q", key)
+	}
+	return e.cfg.Store.Outcome(ctx, id, key)
 }
 
 // locate says where the session's peer may be.

@@ -52,7 +52,6 @@ const maxMeta = 8 << 10
 type Session struct {
 	id        signal.ID
 	contract  signal.Contract
-	protocols []signal.AppProtocol
 	opened    time.Time
 	pinned    bool      // to a transport, by whoever opened it
 	probeAt   time.Time // when to look for a better channel; of the sweep
@@ -92,11 +91,12 @@ type ends struct {
 	suite      signal.Suite
 	names      Names
 	transports []signal.Transport // of the peer
+	protocols  []signal.AppProtocol
 }
 
 func endsOf(e *signal.Established) *ends {
 	return &ends{
-		peer: e.Peer, initiator: e.Initiator, suite: e.Suite, transports: e.Transports,
+		peer: e.Peer, initiator: e.Initiator, suite: e.Suite, transports: e.Transports, protocols: e.Protocols,
 		names: Names{e.ID.String(), string(e.Peer.Agent), e.Peer.Address.String(), e.Suite.String()},
 	}
 }
@@ -143,7 +143,7 @@ func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session
 // build makes a session without a link.
 func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
 	s := &Session{
-		id: est.ID, contract: est.Contract, protocols: est.Protocols, opened: opened, owner: e, done: make(chan struct{}),
+		id: est.ID, contract: est.Contract, opened: opened, owner: e, done: make(chan struct{}),
 		calls: calls{limit: est.Contract.MaxPending},
 		inbox: arrivals{limit: est.Contract.MaxPending},
 	}
@@ -368,7 +368,7 @@ func (s *Session) end(to State, reason wire.Code, tell bool) {
 	}
 	s.owner.start(func() {
 		s.endDelivery(or(reason, wire.SessionClosed))
-		s.forget()
+		s.conclude()
 	})
 }
 

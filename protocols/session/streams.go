@@ -3,10 +3,13 @@ package session
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
+	"time"
 
 	pool "github.com/libp2p/go-buffer-pool"
+	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/session/mux"
@@ -77,7 +80,7 @@ func (s *Session) acceptStream(st *mux.Stream) {
 		return
 	}
 	if m.Request != 0 {
-		r := &Response{Encoding: Encoding(m.Encoding), Parts: &Parts{stream: st, limit: s.contract.MaxMessageBytes}}
+		r := &Response{Encoding: Encoding(m.Encoding), Parts: &Parts{session: s, stream: st}}
 		if !s.calls.finish(m.Request, result{response: r}) {
 			st.Reset(wire.Cancelled)
 		}
@@ -93,55 +96,106 @@ func (s *Session) acceptStream(st *mux.Stream) {
 // Parts are the parts of a response that comes bit by bit. A reader that is slow
 // holds up nobody but who answers it.
 type Parts struct {
-	stream *mux.Stream
-	reader *bufio.Reader
-	limit  int
+	session *Session
+	stream  *mux.Stream
+	reader  *bufio.Reader
 }
 
-// Next returns the next part; io.EOF after the last one. Another error has the
-// code with which the answering side, or the session, ended.
+// Next returns the next part; io.EOF after the last one. Another error comes after
+// all parts that were sent before it, and is that of the answering side as a
+// [Session.Call] would return it; or it has the code with which the stream or the
+// session ended.
 func (p *Parts) Next() ([]byte, error) {
 	if p.reader == nil {
 		p.reader = bufio.NewReader(p.stream)
 	}
-	b, err := wire.ReadFrame(p.reader, p.limit)
+	b, err := wire.ReadFrame(p.reader, p.session.contract.MaxMessageBytes+maxMeta)
+	var m sessionpb.Part
+	if err == nil {
+		err = proto.Unmarshal(b, &m)
+	}
 	var code wire.Code
 	switch {
+	case err == nil && m.Error == nil:
+		return m.Body, nil
+	case err == nil:
+		p.stream.Close()
+		return nil, p.session.failed(m.Error)
 	case errors.Is(err, io.EOF):
+		p.stream.Close()
 		return nil, io.EOF
 	case errors.As(err, &code):
 		return nil, wire.Errorf(code, "the response ended: %s", code)
-	case err != nil:
-		p.stream.Reset(wire.Malformed)
-		return nil, wire.Errorf(wire.Malformed, "read part of a response: %w", err)
 	}
-	return b, nil
+	p.stream.Reset(wire.Malformed)
+	return nil, wire.Errorf(wire.Malformed, "read part of a response: %w", err)
 }
 
-// Close gives up the parts that were not read.
+// Close gives up the parts that were not read: the other side stops producing
+// them. It may be called at any time, and ends a Next that waits.
 func (p *Parts) Close() { p.stream.Reset(wire.Cancelled) }
 
-// respond sends the parts of a response as they come.
+// respond sends the parts of a response as they come. An error means that the other
+// side knows of none of them.
 func (j job) respond(ctx context.Context, resp *Response) error {
 	s := j.in.Session
+	s.quick.Store(false)
 	meta, err := proto.Marshal(&sessionpb.StreamMeta{Request: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding)})
 	if err != nil {
 		return err
 	}
 	st, err := s.streams.Load().Open(ctx, meta)
 	if err != nil {
+		_ = s.produce(ctx, resp, func([]byte) error { return err }) // it must know that nobody takes them
 		return err
 	}
-	err = resp.Produce(ctx, func(part []byte) error {
+	defer st.Close()
+	ctx, stop := whileOpen(ctx, st, j.in.Deadline)
+	defer stop()
+	err = s.produce(ctx, resp, func(part []byte) error {
 		if len(part) > s.contract.MaxMessageBytes {
 			return s.tooLarge(len(part))
 		}
-		_, err := st.Write(wire.AppendFrame(nil, part))
-		return err
+		return writePart(st, &sessionpb.Part{Body: part})
 	})
-	if err != nil {
-		st.Reset(errorCode(err))
-		return nil // the other side learns it by the stream
+	if err == nil {
+		s.owner.stats.served.Add(1)
+		return nil
 	}
-	return st.CloseWrite()
+	s.owner.stats.failed.Add(1)
+	if err := writePart(st, &sessionpb.Part{Error: failure(j.in.ID, err)}); err != nil {
+		s.log("end of a response not sent", zap.Error(err))
+	}
+	return nil
+}
+
+// produce calls a handler's Produce; a panic in it is an error.
+func (s *Session) produce(ctx context.Context, resp *Response, send func([]byte) error) (err error) {
+	defer s.recovered(&err)
+	return resp.Produce(ctx, send)
+}
+
+// whileOpen derives a context that ends when the other side gives the stream up;
+// and when it ends otherwise, a Write that waits for the other side ends too.
+func whileOpen(ctx context.Context, st *mux.Stream, deadline time.Time) (context.Context, func()) {
+	inner, cancel := context.WithCancel(ctx)
+	go func() { // ends with the stream
+		if _, err := io.Copy(io.Discard, st); err != nil {
+			cancel()
+		}
+	}()
+	ctx = &deadlined{inner, deadline}
+	unbind := context.AfterFunc(ctx, func() { st.Reset(errorCode(ctx.Err())) })
+	return ctx, func() { unbind(); cancel() }
+}
+
+func writePart(st *mux.Stream, m *sessionpb.Part) error {
+	size := proto.Size(m)
+	b := binary.AppendUvarint(pool.Get(size + binary.MaxVarintLen64)[:0], uint64(size))
+	defer func() { pool.Put(b) }()
+	b, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, m)
+	if err == nil {
+		_, err = st.Write(b)
+	}
+	return err
 }

@@ -20,6 +20,7 @@ const sweepInterval = time.Second
 // sweep again.
 func (e *Endpoint) sweep(now time.Time) time.Duration {
 	e.signal.Sweep(now)
+	e.forget(now)
 	shortest := time.Duration(math.MaxInt64)
 	e.swept = e.swept[:0]
 	e.each(func(s *Session) { e.swept = append(e.swept, s) })

@@ -724,8 +724,8 @@ func (x *Notice) GetReason() string {
 // StreamMeta is the metadata of a stream.
 type StreamMeta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The stream is the response to this request of the other side: parts, each a
-	// frame with its length as a uvarint in front.
+	// The stream is the response to this request of the other side: Parts, each with
+	// its length as a uvarint in front.
 	Request  uint64   `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
 	Encoding Encoding `protobuf:"varint,2,opt,name=encoding,proto3,enum=openmesh.session.v1.Encoding" json:"encoding,omitempty"`
 	// Otherwise: of the application.
@@ -785,6 +785,60 @@ func (x *StreamMeta) GetMeta() []byte {
 	return nil
 }
 
+// Part is a message of a stream that is a response. The stream ends after the
+// last part, or after an error, which is its last message then.
+type Part struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	Error         *Error                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Part) Reset() {
+	*x = Part{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Part) ProtoMessage() {}
+
+func (x *Part) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Part.ProtoReflect.Descriptor instead.
+func (*Part) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Part) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *Part) GetError() *Error {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 // Saved is a persistent session as a node stores it.
 type Saved struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -806,14 +860,19 @@ type Saved struct {
 	// Whoever opened it has it for himself.
 	Exclusive bool `protobuf:"varint,11,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
 	// Nobody was using it: there is no hurry to go on.
-	Parked        bool `protobuf:"varint,12,opt,name=parked,proto3" json:"parked,omitempty"`
+	Parked bool `protobuf:"varint,12,opt,name=parked,proto3" json:"parked,omitempty"`
+	// Milliseconds since the Unix epoch when it ended; what became of its messages
+	// can be asked for a while longer.
+	Ended int64 `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Why it was terminated; 0 if it was closed.
+	Reason        uint32 `protobuf:"varint,14,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	mi := &file_session_sessionpb_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +884,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[10]
+	mi := &file_session_sessionpb_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +897,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{10}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Saved) GetSession() []byte {
@@ -925,6 +984,20 @@ func (x *Saved) GetParked() bool {
 	return false
 }
 
+func (x *Saved) GetEnded() int64 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
+func (x *Saved) GetReason() uint32 {
+	if x != nil {
+		return x.Reason
+	}
+	return 0
+}
+
 type SavedProtocol struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -935,7 +1008,7 @@ type SavedProtocol struct {
 
 func (x *SavedProtocol) Reset() {
 	*x = SavedProtocol{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[11]
+	mi := &file_session_sessionpb_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1020,7 @@ func (x *SavedProtocol) String() string {
 func (*SavedProtocol) ProtoMessage() {}
 
 func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[11]
+	mi := &file_session_sessionpb_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1033,7 @@ func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedProtocol.ProtoReflect.Descriptor instead.
 func (*SavedProtocol) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{11}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SavedProtocol) GetName() string {
@@ -1036,7 +1109,10 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"StreamMeta\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x129\n" +
 	"\bencoding\x18\x02 \x01(\x0e2\x1d.openmesh.session.v1.EncodingR\bencoding\x12\x12\n" +
-	"\x04meta\x18\x03 \x01(\fR\x04meta\"\xe3\x02\n" +
+	"\x04meta\x18\x03 \x01(\fR\x04meta\"L\n" +
+	"\x04Part\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\x120\n" +
+	"\x05error\x18\x02 \x01(\v2\x1a.openmesh.session.v1.ErrorR\x05error\"\x91\x03\n" +
 	"\x05Saved\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12 \n" +
@@ -1050,7 +1126,9 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x05addrs\x18\n" +
 	" \x03(\fR\x05addrs\x12\x1c\n" +
 	"\texclusive\x18\v \x01(\bR\texclusive\x12\x16\n" +
-	"\x06parked\x18\f \x01(\bR\x06parked\"=\n" +
+	"\x06parked\x18\f \x01(\bR\x06parked\x12\x14\n" +
+	"\x05ended\x18\r \x01(\x03R\x05ended\x12\x16\n" +
+	"\x06reason\x18\x0e \x01(\rR\x06reason\"=\n" +
 	"\rSavedProtocol\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion*N\n" +
@@ -1072,7 +1150,7 @@ func file_session_sessionpb_session_proto_rawDescGZIP() []byte {
 }
 
 var file_session_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_session_sessionpb_session_proto_goTypes = []any{
 	(Encoding)(0),         // 0: openmesh.session.v1.Encoding
 	(Notice_Effect)(0),    // 1: openmesh.session.v1.Notice.Effect
@@ -1086,8 +1164,9 @@ var file_session_sessionpb_session_proto_goTypes = []any{
 	(*Rekey)(nil),         // 9: openmesh.session.v1.Rekey
 	(*Notice)(nil),        // 10: openmesh.session.v1.Notice
 	(*StreamMeta)(nil),    // 11: openmesh.session.v1.StreamMeta
-	(*Saved)(nil),         // 12: openmesh.session.v1.Saved
-	(*SavedProtocol)(nil), // 13: openmesh.session.v1.SavedProtocol
+	(*Part)(nil),          // 12: openmesh.session.v1.Part
+	(*Saved)(nil),         // 13: openmesh.session.v1.Saved
+	(*SavedProtocol)(nil), // 14: openmesh.session.v1.SavedProtocol
 }
 var file_session_sessionpb_session_proto_depIdxs = []int32{
 	0,  // 0: openmesh.session.v1.Request.encoding:type_name -> openmesh.session.v1.Encoding
@@ -1095,12 +1174,13 @@ var file_session_sessionpb_session_proto_depIdxs = []int32{
 	7,  // 2: openmesh.session.v1.Rebind.received:type_name -> openmesh.session.v1.Received
 	1,  // 3: openmesh.session.v1.Notice.effect:type_name -> openmesh.session.v1.Notice.Effect
 	0,  // 4: openmesh.session.v1.StreamMeta.encoding:type_name -> openmesh.session.v1.Encoding
-	13, // 5: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	5,  // 5: openmesh.session.v1.Part.error:type_name -> openmesh.session.v1.Error
+	14, // 6: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_session_sessionpb_session_proto_init() }
@@ -1114,7 +1194,7 @@ func file_session_sessionpb_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_sessionpb_session_proto_rawDesc), len(file_session_sessionpb_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
