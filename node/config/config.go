@@ -165,10 +165,13 @@ type Session struct {
 	ParkAfter       time.Duration
 	Persistent      bool
 	Retention       time.Duration
+	MaxSessions     int
+	MaxPerAgent     int
 	MessageRate     int // messages a second; 0 is no limit
 	ByteRate        int // bytes a second; 0 is no limit
 	Retry           Retry
 	DefaultTimeout  time.Duration // of a request
+	Schemas         []string      // name@VERSION of messages that this agent's programs speak
 }
 
 // Retry is exponential backoff: the wait before retry n (from 0) is

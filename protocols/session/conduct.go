@@ -26,7 +26,7 @@ type conduct struct {
 // Notice is a word about the conduct of one side.
 type Notice struct {
 	Sent   bool   // by this side, about the peer
-	Effect string // warn, throttle or terminate
+	Effect string // pass, warn, throttle or terminate
 	Reason string
 	At     time.Time
 }
@@ -103,6 +103,8 @@ func (s *Session) note(n Notice) {
 
 func effectName(e sessionpb.Notice_Effect) string {
 	switch e {
+	case 0:
+		return "pass" // all is well again
 	case sessionpb.Notice_EFFECT_WARN:
 		return "warn"
 	case sessionpb.Notice_EFFECT_THROTTLE:

@@ -225,3 +225,32 @@ func TestOutcomeOutlivesTheSession(t *testing.T) {
 		}
 	})
 }
+
+// One agent cannot fill a node with sessions, and others are not kept out by it.
+func TestSessionsOfOneAgentAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newWires(5 * time.Millisecond)
+		greedy, honest := net.node(t, keep), net.node(t, keep)
+		b := net.node(t, func(c *session.Config) { keep(c); c.MaxPerAgent = 3 })
+		want := session.Want{Exclusive: true, Contract: signal.Contract{QoS: signal.AtLeastOnce}}
+		var last *session.Session
+		for range 3 {
+			last = greedy.open(t, b, want)
+		}
+		if _, err := greedy.Open(t.Context(), b.target(), want); wire.CodeOf(err) != wire.ResourceExhausted {
+			t.Errorf("one too many: %v", err)
+		}
+		honest.open(t, b, want)
+		b.crash(t) // what was there is there again
+		time.Sleep(time.Minute)
+		if n := len(b.Sessions(false)); n != 4 {
+			t.Errorf("%d sessions after a restart", n)
+		}
+		s, _, err := greedy.Find(last.ID().String())
+		if err != nil || s == nil || s.Close(t.Context()) != nil {
+			t.Fatalf("session is gone: %v", err)
+		}
+		time.Sleep(time.Second)
+		greedy.open(t, b, want)
+	})
+}

@@ -35,7 +35,10 @@ type Config struct {
 	// Path tells how a connection reaches its peer; default [PathOf].
 	Path func(network.Conn) Path
 
-	MaxChannels int           // concurrent channels, both ways; default 256
+	MaxChannels int // concurrent channels, both ways; default 256
+	MaxSessions int // sessions, with channels or without; default 16384
+	MaxPerAgent int // sessions that one agent may have opened with this node; default 256
+
 	IdleTimeout time.Duration // a session unused for so long is closed; default 10 min
 	ParkAfter   time.Duration // a session unused for so long has its channels closed; default 2 min
 	MaxTimeout  time.Duration // longest deadline granted to a request; default 24 h
@@ -84,12 +87,14 @@ type Endpoint struct {
 	channels atomic.Int64
 	work     context.Context // of requests being handled; ends after draining
 	stop     context.CancelFunc
-	swept    []*Session // of the sweep; kept for reuse
+	swept    []*Session    // of the sweep; kept for reuse
+	restored chan struct{} // closed once the store has been read
 
 	mu       sync.Mutex
 	sessions map[signal.ID]*Session
 	usable   map[slot]*Session
-	ended    []Info // most recent last
+	opened   map[identity.AgentID]int // sessions by who opened them
+	ended    []Info                   // most recent last
 	outlived []outlived
 	closed   bool // no session begins any more
 	stopped  bool // nothing is started any more
@@ -114,6 +119,8 @@ const maxEnded = 256
 // New returns an endpoint that serves once it runs.
 func New(cfg Config) *Endpoint {
 	cfg.MaxChannels = cmp.Or(cfg.MaxChannels, 256)
+	cfg.MaxSessions = cmp.Or(cfg.MaxSessions, 16<<10)
+	cfg.MaxPerAgent = cmp.Or(cfg.MaxPerAgent, 256)
 	cfg.IdleTimeout = cmp.Or(cfg.IdleTimeout, 10*time.Minute)
 	cfg.Retention = cmp.Or(cfg.Retention, 30*24*time.Hour)
 	cfg.ParkAfter = cmp.Or(cfg.ParkAfter, 2*time.Minute)
@@ -130,6 +137,8 @@ func New(cfg Config) *Endpoint {
 		workers:  workers{jobs: make(chan job)},
 		sessions: make(map[signal.ID]*Session),
 		usable:   make(map[slot]*Session),
+		opened:   make(map[identity.AgentID]int),
+		restored: make(chan struct{}),
 	}
 	e.cfg.Signal.Resume = e.mayResume
 	e.cfg.Signal.Terms = func() signal.Terms {
@@ -143,12 +152,17 @@ func New(cfg Config) *Endpoint {
 	return e
 }
 
+// Restored is closed once Run has brought back the sessions of the store: before,
+// the endpoint does not know them.
+func (e *Endpoint) Restored() <-chan struct{} { return e.restored }
+
 // Run serves until ctx ends. Then it takes nothing new, lets what is under way
 // end within DrainTime, closes all sessions and returns.
 func (e *Endpoint) Run(ctx context.Context) error {
 	if err := e.restore(ctx); err != nil {
 		return err
 	}
+	close(e.restored)
 	var servers sync.WaitGroup
 	servers.Go(func() { e.signal.Run(ctx, e.cfg.Host) })
 	e.cfg.Host.SetStreamHandler(Protocol, e.serve)
@@ -198,19 +212,47 @@ func (e *Endpoint) start(f func()) bool {
 	return true
 }
 
-// begin registers a new session.
+// begin registers a session.
 func (e *Endpoint) begin(s *Session) error {
 	e.mu.Lock()
-	if e.closed {
+	if err := e.mayBegin(s); err != nil {
 		e.mu.Unlock()
-		return wire.Errorf(wire.SessionClosed, "this node is shutting down")
+		return err
 	}
 	e.sessions[s.id] = s
+	if !s.isInitiator() {
+		e.opened[s.Peer().Agent]++
+	}
+	s.counted = !s.isInitiator()
 	if !s.exclusive {
 		e.usable[s.slot()] = s
 	}
 	e.mu.Unlock()
 	return s.move(Establishing, 0)
+}
+
+// admit refuses a session that is one too many, before anything is done for it.
+func (e *Endpoint) admit(s *Session) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mayBegin(s)
+}
+
+// mayBegin refuses a session that is one too many; e.mu is held.
+func (e *Endpoint) mayBegin(s *Session) error {
+	switch {
+	case e.closed:
+		return wire.Errorf(wire.SessionClosed, "this node is shutting down")
+	case s.link.opener() == nil:
+		return nil // it was there before the restart
+	case len(e.sessions) >= e.cfg.MaxSessions:
+		return wire.Errorf(wire.ResourceExhausted, "there are %d sessions, all that are allowed", len(e.sessions)).
+			WithHint("raise session.max_sessions or close some")
+	case !s.isInitiator() && e.opened[s.Peer().Agent] >= e.cfg.MaxPerAgent:
+		return wire.Errorf(wire.ResourceExhausted, "%s has opened %d sessions, all that are allowed", s.Peer().Agent, e.cfg.MaxPerAgent).
+			WithHint("raise session.max_per_agent")
+	}
+	return nil
 }
 
 func (s *Session) slot() slot { return slotOf(s.Peer().Agent, s.contract) }
@@ -232,8 +274,13 @@ func (e *Endpoint) changed(s *Session, ev Event) {
 		e.replace(s.slot())
 	}
 	done := ev.To.Done()
-	if done {
+	if done && e.sessions[s.id] == s {
 		delete(e.sessions, s.id)
+		if a := s.Peer().Agent; s.counted {
+			if e.opened[a]--; e.opened[a] <= 0 {
+				delete(e.opened, a)
+			}
+		}
 	}
 	e.mu.Unlock()
 	if done {

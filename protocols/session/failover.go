@@ -25,7 +25,7 @@ func (s *Session) add(ch *channel, primary bool) error {
 		return wire.Errorf(wire.ResourceExhausted, "session %s has %d channels, or has ended", s.id, maxChannels)
 	}
 	if s.link.current.Load() == ch {
-		s.path.Store(&ch.path)
+		s.over(ch)
 	}
 	if resend {
 		s.resend(ch)
@@ -51,7 +51,7 @@ func (s *Session) drop(ch *channel) (found, another bool) {
 	s.owner.channels.Add(-1)
 	ch.conduit.Reset(wire.SessionClosed)
 	if next != nil {
-		s.path.Store(&next.path)
+		s.over(next)
 		s.rebind(next, true)
 		s.resend(next)
 	}
@@ -155,9 +155,9 @@ func (s *Session) pause(d time.Duration) bool {
 // connect opens a channel: with the keys that there are, or with new ones if one
 // side has lost them in a restart.
 func (s *Session) connect() error {
+	route := s.owner.locate(s)
 	ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
 	defer cancel()
-	route := s.owner.locate(ctx, s)
 	if s.link.opener() != nil {
 		err := s.owner.rebind(ctx, s, route)
 		if err == nil || !s.persistent() || wire.CodeOf(err) != wire.NotFound && wire.CodeOf(err) != wire.SessionClosed {
@@ -215,7 +215,7 @@ func (s *Session) rebound(ch *channel, plain []byte) error {
 	}
 	s.link.received(receivedOf(m.GetReceived()))
 	if m.Primary && s.link.choose(ch) {
-		s.path.Store(&ch.path)
+		s.over(ch)
 	}
 	s.affirm(ch)
 	return nil

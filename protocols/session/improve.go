@@ -146,7 +146,7 @@ func (s *Session) measureRoundTrip(ctx context.Context, ch *channel) time.Durati
 func (s *Session) moveTo(ch *channel) {
 	s.move(Migrating, 0)
 	if s.link.choose(ch) {
-		s.path.Store(&ch.path)
+		s.over(ch)
 	}
 	s.rebind(ch, true)
 	s.back()

@@ -336,6 +336,7 @@ func (l *link) renew(keys *seal.Keys) []*channel {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	old := l.clear()
+	l.erase()
 	l.keys, l.sequence = keys, 0
 	l.owed.Store(0)
 	l.owedBig.Store(0)
@@ -364,7 +365,15 @@ func (l *link) close() []*channel {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
+	l.erase()
 	return l.clear()
+}
+
+// erase forgets the secret that further keys would come from.
+func (l *link) erase() {
+	if l.keys != nil {
+		l.keys.Erase()
+	}
 }
 
 // clear gives up all channels and returns them, and forgets what was kept; l.mu is

@@ -27,6 +27,17 @@ func (e *Endpoint) Session(a identity.AgentID) *Session {
 	return e.at(slot{a, signal.AtMostOnce, c.Ordered, c.Persistent && c.QoS <= signal.AtMostOnce})
 }
 
+// Reached tells who an agent is and where, if some session with it has a channel now.
+func (e *Endpoint) Reached(a identity.AgentID) (c *identity.Certificate, r Route, ok bool) {
+	for _, s := range e.list() {
+		if s.Peer().Agent == a && s.link.current.Load() != nil {
+			ends := s.ends.Load()
+			return ends.peer, Route{Peer: ends.peer.Peer, Transports: ends.transports}, true
+		}
+	}
+	return nil, Route{}, false
+}
+
 // Target is an agent and where to reach it.
 type Target struct {
 	Agent identity.AgentID
@@ -107,6 +118,7 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 	if err != nil {
 		return nil, err
 	}
+	est.Transports = remember(est.Transports, t.Route)
 	s, err := e.establish(est, ch, exclusive)
 	if err == nil {
 		s.pinned = t.Route.Transport != ""
@@ -117,7 +129,10 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 	}
 	e.follow(s, newReader(ch))
 	if s.persistent() { // it must not be forgotten there, whatever happens from now on
-		return s, s.proven(ctx, ch)
+		if err := s.proven(ctx, ch); err != nil {
+			s.end(Terminated, errorCode(err), false)
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -161,6 +176,9 @@ func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive boo
 		return nil, err
 	}
 	s.exclusive = exclusive
+	if err := e.admit(s); err != nil {
+		return nil, err
+	}
 	if err := s.secure(); err != nil {
 		return nil, err
 	}
@@ -168,7 +186,9 @@ func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive boo
 		return nil, err
 	}
 	if err := e.begin(s); err != nil {
-		s.drop(ch)
+		s.link.drop(ch) // whose conduit the caller resets
+		e.channels.Add(-1)
+		s.unsecure()
 		return nil, err
 	}
 	return s, s.move(Active, 0)

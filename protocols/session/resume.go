@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -44,6 +45,13 @@ func (s *Session) secure() error {
 		return fmt.Errorf("store session: %w", err)
 	}
 	return nil
+}
+
+// unsecure takes secure back: there is no such session.
+func (s *Session) unsecure() {
+	if s.persistent() {
+		s.owner.cfg.Store.Commit(delivery.ForgetSession{Session: s.id}, false, nil)
+	}
 }
 
 func (s *Session) saved() []byte {
@@ -188,28 +196,94 @@ func (e *Endpoint) Recall(ctx context.Context, id signal.ID, key string) (uint64
 	return e.cfg.Store.Outcome(ctx, id, key)
 }
 
-// locate says where the session's peer may be.
-func (e *Endpoint) locate(ctx context.Context, s *Session) Route {
-	r := Route{Peer: s.Peer().Peer, Transports: s.ends.Load().transports}
-	if e.cfg.Find == nil || !s.astray.Load() {
-		return r
+// findPatience is how long an attempt to reach a peer waits for the directory, which
+// may be out of reach while the peer is not.
+const findPatience = time.Second
+
+// locate says where the session's peer may be. What the directory finds too late is
+// for the next attempt.
+func (e *Endpoint) locate(s *Session) Route {
+	if e.cfg.Find != nil && s.astray.Load() {
+		s.search()
 	}
-	found, err := e.cfg.Find(ctx, s.Peer().Agent, s.Peer().Peer)
-	if err != nil {
-		s.log("peer not found", zap.Error(err))
-		return r
+	known := Route{Peer: s.Peer().Peer, Transports: s.ends.Load().transports}
+	found := s.found.Load()
+	if found == nil || !s.astray.Load() {
+		return known
 	}
-	if found.Transports == nil {
-		found.Transports = r.Transports
+	r := *found
+	if r.Transports == nil {
+		r.Transports = known.Transports
 	}
-	return found
+	return r
+}
+
+// maxReached bounds the addresses of a peer that are remembered beside those that it
+// offers.
+const maxReached = 16
+
+// remember adds the addresses of the route by which the peer was reached to those
+// that it offers: it may not know by what name or gateway others reach it.
+func remember(offered []signal.Transport, r Route) []signal.Transport {
+	var own [][]byte
+	for _, a := range r.Addrs {
+		own = append(own, a.Bytes())
+	}
+	for _, t := range r.Transports {
+		if t.Name == "" {
+			own = append(own, t.Addrs...)
+		}
+	}
+	var more [][]byte
+	for _, a := range own {
+		same := func(b []byte) bool { return bytes.Equal(a, b) }
+		known := slices.ContainsFunc(offered, func(t signal.Transport) bool { return slices.ContainsFunc(t.Addrs, same) })
+		if !known && !slices.ContainsFunc(more, same) && len(more) < maxReached {
+			more = append(more, a)
+		}
+	}
+	if more == nil {
+		return offered
+	}
+	return append(offered[:len(offered):len(offered)], signal.Transport{Addrs: more})
+}
+
+// search looks the peer up in the background, once at a time, and waits for that a
+// little.
+func (s *Session) search() {
+	if !s.finding.CompareAndSwap(false, true) {
+		return
+	}
+	done := make(chan struct{})
+	started := s.owner.start(func() {
+		defer close(done)
+		defer s.finding.Store(false)
+		ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
+		defer cancel()
+		found, err := s.owner.cfg.Find(ctx, s.Peer().Agent, s.Peer().Peer)
+		if err != nil {
+			s.log("peer not found", zap.Error(err))
+			return
+		}
+		s.found.Store(&found)
+	})
+	if !started {
+		s.finding.Store(false)
+		return
+	}
+	patience := time.NewTimer(findPatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+	case <-patience.C:
+	}
 }
 
 // resume goes on with s under new keys. An error with wire.NotFound says that the
 // peer does not know the session: it has ended.
 func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error {
-	s.resuming.Store(true)
-	defer s.resuming.Store(false)
+	s.resuming.Store(time.Now().UnixNano())
+	defer s.resuming.Store(0)
 	est, confirm, err := e.offerResume(ctx, s, r)
 	if err != nil {
 		return err
@@ -241,6 +315,7 @@ func (e *Endpoint) takeUp(ctx context.Context, s *Session, r Route, est *signal.
 	if err != nil {
 		return err
 	}
+	est.Transports = remember(est.Transports, r)
 	if err := s.renew(est, ch); err != nil {
 		ch.conduit.Reset(wire.SessionClosed)
 		return err
@@ -250,6 +325,10 @@ func (e *Endpoint) takeUp(ctx context.Context, s *Session, r Route, est *signal.
 	return s.proven(ctx, ch)
 }
 
+// crossing is how long an offer to go on with a session may take to arrive. If
+// the peer has not minded it by then, it went to a process that is dead.
+const crossing = time.Second
+
 // mayResume is asked when the agent with certificate c offers to go on with
 // session id. If both sides do so at once, the offer of the one with the lower
 // agent id counts.
@@ -258,7 +337,7 @@ func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID) (signal.Cont
 	if s == nil || !s.persistent() || s.Peer().Agent != c.Agent {
 		return signal.Contract{}, wire.Errorf(wire.NotFound, "session %s with %s to go on with", id, c.Agent)
 	}
-	if s.resuming.Load() && e.cfg.Signal.Local().Certificate.Agent < c.Agent {
+	if since := time.Since(time.Unix(0, s.resuming.Load())); since < crossing && e.cfg.Signal.Local().Certificate.Agent < c.Agent {
 		return signal.Contract{}, wire.Errorf(wire.AlreadyExists, "session %s is being resumed by this side", id)
 	}
 	return s.contract, nil

@@ -53,6 +53,7 @@ type Session struct {
 	id        signal.ID
 	contract  signal.Contract
 	opened    time.Time
+	counted   bool      // against the limit of its peer; guarded by the endpoint
 	pinned    bool      // to a transport, by whoever opened it
 	probeAt   time.Time // when to look for a better channel; of the sweep
 	probeWait time.Duration
@@ -68,14 +69,16 @@ type Session struct {
 	calls      calls
 	inbox      arrivals
 	counters   counters
-	answering  atomic.Int32         // answers being written
-	blocked    atomic.Bool          // the outbox waits for room
-	quick      atomic.Bool          // the last request was answered at once
-	connecting atomic.Bool          // somebody is opening a channel
-	resuming   atomic.Bool          // this side has offered to go on with the session
-	astray     atomic.Bool          // the peer was not where it was last
-	path       atomic.Pointer[Path] // of the last channel used
-	done       chan struct{}        // closed when the session is done
+	answering  atomic.Int32          // answers being written
+	blocked    atomic.Bool           // the outbox waits for room
+	quick      atomic.Bool           // the last request was answered at once
+	connecting atomic.Bool           // somebody is opening a channel
+	resuming   atomic.Int64          // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
+	astray     atomic.Bool           // the peer was not where it was last
+	finding    atomic.Bool           // somebody looks it up
+	found      atomic.Pointer[Route] // where it was when it was looked up last
+	path       atomic.Pointer[Path]  // of the last channel used
+	done       chan struct{}         // closed when the session is done
 
 	mu      sync.Mutex
 	state   State
@@ -181,6 +184,13 @@ func (s *Session) isInitiator() bool { return s.ends.Load().initiator }
 
 // Path returns how the session reaches the peer, or did last.
 func (s *Session) Path() Path { return *s.path.Load() }
+
+// over notes how ch reaches the peer. It keeps a copy: a pointer into a channel
+// that is gone would keep all of it in memory.
+func (s *Session) over(ch *channel) {
+	path := ch.path
+	s.path.Store(&path)
+}
 
 // Done is closed when the session has ended.
 func (s *Session) Done() <-chan struct{} { return s.done }

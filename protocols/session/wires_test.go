@@ -367,6 +367,7 @@ func (e *wireEnd) take(frame []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.in.Write(frame)
+	e.eof = e.eof || frame == nil
 	e.ready.Broadcast()
 }
 
@@ -375,12 +376,10 @@ func (e *wireEnd) Close() error {
 	down := e.net.down[e.path.Transport]
 	e.net.mu.Unlock()
 	if !down {
-		time.AfterFunc(e.net.latency+e.net.jitter, func() {
-			e.far.mu.Lock()
-			defer e.far.mu.Unlock()
-			e.far.eof = true
-			e.far.ready.Broadcast()
-		})
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.line = append(e.line, nil) // behind all that was written
+		time.AfterFunc(e.net.latency, e.next)
 	}
 	return nil
 }

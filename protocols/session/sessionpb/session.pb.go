@@ -75,6 +75,7 @@ func (Encoding) EnumDescriptor() ([]byte, []int) {
 type Notice_Effect int32
 
 const (
+	// All is well again.
 	Notice_EFFECT_UNSPECIFIED Notice_Effect = 0
 	Notice_EFFECT_WARN        Notice_Effect = 1
 	Notice_EFFECT_THROTTLE    Notice_Effect = 2

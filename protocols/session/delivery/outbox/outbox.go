@@ -89,6 +89,9 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 	if err := m.Check(); err != nil {
 		return 0, err
 	}
+	if sequence, err := o.former(ctx, m.Key); sequence != 0 || err != nil {
+		return sequence, err
+	}
 	p, isNew, err := o.admit(m, now)
 	if err != nil {
 		return 0, err
@@ -110,6 +113,23 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 	}
 	o.pump(now)
 	return p.sequence, nil
+}
+
+// former returns the sequence of the message with key that only the store knows,
+// or 0. The store would refuse a second one too, but it would have a number by
+// then, which the receiver would miss.
+func (o *Outbox) former(ctx context.Context, key string) (uint64, error) {
+	o.mu.Lock()
+	known := o.last == 0 || o.work != nil && o.work.byKey[key] != nil
+	o.mu.Unlock()
+	if known || key == "" || !o.cfg.Terms.Durable() {
+		return 0, nil
+	}
+	sequence, _, err := o.cfg.Store.Outcome(ctx, o.cfg.Session, key)
+	if wire.CodeOf(err) == wire.NotFound {
+		return 0, nil
+	}
+	return sequence, err
 }
 
 // waitFor waits until ch is closed or ctx ends.
