@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"openmesh/protocols/schema"
 	"openmesh/protocols/wire"
 )
 
@@ -17,7 +18,7 @@ const MaxWaiting = 1024
 // Broker is the handler of capabilities whose requests an application pulls:
 //
 //	Handle ──► waiting ──Pull──► pulled ──Reply──► answered
-//	              │                 │
+//	              │                 │ ▲ Reply with More: a part
 //	          ctx ends:         ctx ends:
 //	    handler_unavailable   deadline_exceeded
 //
@@ -36,12 +37,27 @@ type item struct {
 	id     string
 	number uint64
 	req    *Request
-	done   chan outcome // takes one
+	done   chan outcome // takes one: the response, or that it comes in parts
+	feed   *feed        // of the parts; nil before the first
 }
 
 type outcome struct {
 	resp *Response
 	err  error
+}
+
+// feed hands the replies of a response in parts from the application to the
+// caller, one at a time.
+type feed struct {
+	replies chan Reply
+	gone    chan struct{} // closed when no more are taken
+}
+
+// Reply is an application's answer to a request that it pulled, or a part of it.
+type Reply struct {
+	Response *Response // nil, if without error, ends a response in parts
+	Err      error     // the work failed
+	More     bool      // Response is a part, and there will be another Reply
 }
 
 // puller is a Pull that waits.
@@ -208,21 +224,91 @@ func (b *Broker) leave(p *puller, wanted bool) *item {
 	return nil
 }
 
-// Reply answers the pulled request with that id: with resp, or with err if it
-// is not nil. An error with the code [wire.NotFound] says that nobody waits
-// for the answer: its deadline passed, or the caller gave up, or it was
-// answered before.
-func (b *Broker) Reply(id string, resp *Response, err error) error {
+// Reply answers the pulled request with that id, or sends a part of the answer:
+// then it waits until the part before was taken, or until ctx ends. Errors:
+// [wire.NotFound] says that nobody waits for the answer: its deadline passed, or
+// the caller gave up, or it was answered before; [wire.InvalidArgument], that
+// the reply says nothing. Parts are in the order of their replies only if each
+// is sent after the one before has returned.
+func (b *Broker) Reply(ctx context.Context, id string, r Reply) error {
+	f, err := b.answer(id, r)
+	if err != nil || f == nil {
+		return err
+	}
+	select {
+	case f.replies <- r:
+		return nil
+	case <-f.gone:
+		return unwanted()
+	case <-ctx.Done():
+		return ended(ctx, "wait for the caller to take a part")
+	}
+}
+
+func unwanted() error {
+	return wire.Errorf(wire.NotFound, "no request waits for this reply").
+		WithHint("Its deadline passed, or it was answered before.")
+}
+
+// answer gives r to who waits for it, or returns the feed that it must go to.
+func (b *Broker) answer(id string, r Reply) (*feed, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	it, ok := b.pulled[id]
-	if !ok {
-		return wire.Errorf(wire.NotFound, "no request waits for this reply").
-			WithHint("Its deadline passed, or it was answered before.")
+	switch {
+	case !ok:
+		return nil, unwanted()
+	case r.Err == nil && r.Response == nil && (r.More || it.feed == nil):
+		return nil, wire.Errorf(wire.InvalidArgument, "a reply with neither a body nor an error")
+	case it.feed != nil:
+		return it.feed, nil
+	case r.More && r.Err == nil:
+		it.feed = &feed{make(chan Reply), make(chan struct{})}
+		it.done <- outcome{resp: b.inParts(it, r.Response.Encoding)}
+		return it.feed, nil
 	}
 	delete(b.pulled, id)
-	it.done <- outcome{resp, err}
-	return nil
+	it.done <- outcome{r.Response, r.Err}
+	return nil, nil
+}
+
+// inParts is the response whose parts come from the item's feed.
+func (b *Broker) inParts(it *item, enc schema.Encoding) *Response {
+	f := it.feed
+	return &Response{Encoding: enc, Produce: func(ctx context.Context, send func([]byte) error) error {
+		defer b.forget(it)
+		for {
+			select {
+			case r := <-f.replies:
+				if done, err := r.deliver(enc, send); done || err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ended(ctx, "wait for the application")
+			}
+		}
+	}}
+}
+
+// deliver sends a part of a response, and reports whether it was the last.
+func (r Reply) deliver(enc schema.Encoding, send func([]byte) error) (done bool, err error) {
+	switch {
+	case r.Err != nil:
+		return true, r.Err
+	case r.Response == nil:
+		return true, nil
+	case r.Response.Encoding != enc:
+		return true, wire.Errorf(wire.HandlerFailed, "the application replied in another encoding than before")
+	}
+	return !r.More, send(r.Response.Body)
+}
+
+// forget takes no more replies for it.
+func (b *Broker) forget(it *item) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.pulled, it.id)
+	close(it.feed.gone)
 }
 
 // drop fails what waits for a capability that is no longer offered.

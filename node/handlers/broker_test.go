@@ -20,6 +20,9 @@ func ask(ctx context.Context, b *Broker, capability string) <-chan outcome {
 	return done
 }
 
+// one is a reply that is the whole answer.
+var one = Reply{Response: &Response{Body: []byte("1")}}
+
 func empty(t *testing.T, b *Broker) {
 	t.Helper()
 	if len(b.waiting)+len(b.pulled)+len(b.pullers) > 0 {
@@ -47,10 +50,10 @@ func TestBrokerReply(t *testing.T) {
 			if want == "b" {
 				failure = errors.New("boom")
 			}
-			if err := b.Reply(p.ID, &Response{Body: []byte("1")}, failure); err != nil {
+			if err := b.Reply(t.Context(), p.ID, Reply{Response: &Response{Body: []byte("1")}, Err: failure}); err != nil {
 				t.Error(err)
 			}
-			wantCode(t, b.Reply(p.ID, nil, nil), wire.NotFound)
+			wantCode(t, b.Reply(t.Context(), p.ID, one), wire.NotFound)
 		}
 		if o := <-first; o.err != nil || string(o.resp.Body) != "1" {
 			t.Errorf("%+v", o)
@@ -58,7 +61,7 @@ func TestBrokerReply(t *testing.T) {
 		if o := <-second; o.err == nil || o.err.Error() != "boom" {
 			t.Errorf("%+v", o)
 		}
-		wantCode(t, b.Reply("guess", nil, nil), wire.NotFound)
+		wantCode(t, b.Reply(t.Context(), "guess", one), wire.NotFound)
 		empty(t, b)
 	})
 }
@@ -76,14 +79,14 @@ func TestBrokerPullWaits(t *testing.T) {
 		if !ok || err != nil || time.Since(start) != time.Second {
 			t.Fatalf("%v %v %v after %v", p, ok, err, time.Since(start))
 		}
-		if err := b.Reply(p.ID, nil, nil); err != nil {
+		if err := b.Reply(t.Context(), p.ID, one); err != nil {
 			t.Error(err)
 		}
 		synctest.Wait()
 		if p, ok, _ = b.Pull(t.Context(), []string{"other"}, 0); !ok {
 			t.Fatal("the other is gone")
 		}
-		if err := b.Reply(p.ID, nil, nil); err != nil {
+		if err := b.Reply(t.Context(), p.ID, one); err != nil {
 			t.Error(err)
 		}
 		empty(t, b)
@@ -152,7 +155,7 @@ func TestBrokerDeadline(t *testing.T) {
 		ignored := ask(ctx, b, "a")
 		wantCode(t, (<-pulled).err, wire.DeadlineExceeded)
 		wantCode(t, (<-ignored).err, wire.HandlerUnavailable)
-		wantCode(t, b.Reply(p.ID, &Response{}, nil), wire.NotFound)
+		wantCode(t, b.Reply(t.Context(), p.ID, one), wire.NotFound)
 
 		gone, cancel := context.WithCancel(t.Context())
 		given := ask(gone, b, "a")

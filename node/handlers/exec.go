@@ -16,8 +16,13 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// termGrace is how long a process group has between SIGTERM and SIGKILL.
-const termGrace = 2 * time.Second
+const (
+	// termGrace is how long a process group has between SIGTERM and SIGKILL.
+	termGrace = 2 * time.Second
+
+	maxSaid = 4 << 10 // bytes of standard error that are logged
+	killed  = syscall.SIGKILL
+)
 
 // execHandler runs a command for each request, in a process group of its own.
 type execHandler struct {
@@ -27,6 +32,7 @@ type execHandler struct {
 	slots       chan struct{} // one for each process that may run
 	grace       time.Duration
 	maxResponse int
+	parts       bool // the lines of the output are parts
 	log         *zap.Logger
 }
 
@@ -36,7 +42,7 @@ func (r *Registry) newExec(e *capability.Exec) (*execHandler, error) {
 		return nil, err
 	}
 	return &execHandler{
-		command: e.Command, dir: e.Dir, env: env, grace: termGrace, log: r.cfg.Log,
+		command: e.Command, dir: e.Dir, env: env, grace: termGrace, parts: e.Stream, log: r.cfg.Log,
 		slots: make(chan struct{}, r.cfg.MaxProcesses), maxResponse: r.cfg.MaxResponse,
 	}, nil
 }
@@ -65,22 +71,21 @@ var errOutput = errors.New("too much output")
 // [wire.HandlerUnavailable]; if it starts and does not exit with 0,
 // [wire.HandlerFailed].
 func (h *execHandler) Handle(ctx context.Context, req *Request) (*Response, error) {
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-ctx.Done():
-		return nil, ended(ctx, "wait for a free process")
+	if h.parts {
+		return h.stream(ctx, req)
 	}
+	if err := h.slot(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-h.slots }()
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	out := &head{limit: h.maxResponse, full: func() { stop(errOutput) }}
-	said := &tail{limit: 4 << 10}
+	said := &tail{limit: maxSaid}
 	cmd := h.cmd(running, req)
 	cmd.Stdout, cmd.Stderr = out, said
-	err := h.run(running, cmd)
-	if len(said.b) > 0 {
-		h.log.Debug("handler wrote to standard error", zap.String("capability", req.Capability), zap.ByteString("end", said.b))
-	}
+	err := run(running, cmd)
+	h.logSaid(req, said)
 	switch {
 	case errors.Is(context.Cause(running), errOutput):
 		return nil, tooLong(h.maxResponse)
@@ -90,6 +95,16 @@ func (h *execHandler) Handle(ctx context.Context, req *Request) (*Response, erro
 		return nil, err
 	}
 	return &Response{Body: emptyIsNull(out.b)}, nil
+}
+
+// slot waits until a process may run.
+func (h *execHandler) slot(ctx context.Context) error {
+	select {
+	case h.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx, "wait for a free process")
+	}
 }
 
 func (h *execHandler) cmd(ctx context.Context, req *Request) *exec.Cmd {
@@ -113,15 +128,27 @@ func kill(p *os.Process, sig syscall.Signal) error {
 	return os.ErrProcessDone
 }
 
-// run starts cmd and waits for its end. Descendants that outlive the grace, or
-// that hold on to the output, are killed.
-func (h *execHandler) run(ctx context.Context, cmd *exec.Cmd) error {
+// run starts cmd and waits for its end.
+func run(ctx context.Context, cmd *exec.Cmd) error {
+	if err := start(cmd); err != nil {
+		return err
+	}
+	return wait(ctx, cmd)
+}
+
+func start(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return wire.Errorf(wire.HandlerUnavailable, "start the handler: %w", err).WithHint("Is the command of the capability file there and executable?")
 	}
+	return nil
+}
+
+// wait waits for the end of cmd. Descendants that outlive the grace, or that hold
+// on to the output, are killed.
+func wait(ctx context.Context, cmd *exec.Cmd) error {
 	err := cmd.Wait()
 	if ctx.Err() != nil || errors.Is(err, exec.ErrWaitDelay) {
-		_ = kill(cmd.Process, syscall.SIGKILL) // fails if all have ended
+		_ = kill(cmd.Process, killed) // fails if all have ended
 	}
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		return wire.Errorf(wire.HandlerFailed, "run the handler: %w", err)

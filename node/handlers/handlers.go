@@ -8,7 +8,8 @@
 //	                    Handler: HTTP POST, child process, application
 //	                      │      that pulls (Broker), or Go function
 //	                      ▼
-//	                    response fits its schema, in the caller's encoding
+//	                    response fits its schema, in the caller's encoding;
+//	                    of a response in parts, each part does
 //
 // Capabilities come from files, which package capability reads and keeps. What
 // a handler says of itself when it fails stays here: only codes and pointers
@@ -31,6 +32,7 @@ type Request struct {
 	Version    string // semantic version range that the caller accepts; empty: any
 	Body       []byte
 	Encoding   schema.Encoding // of Body; 0 is JSON
+	Schema     string          // name@vVERSION of Body's schema, if the caller named it
 
 	// CallerAgent and CallerAddress are proven, by the session's handshake.
 	CallerAgent    string
@@ -45,10 +47,19 @@ type Request struct {
 	Redelivered    bool      // the handler may have seen this message before
 }
 
-// Response answers a [Request].
+// Response answers a [Request]: with a body, or in parts.
 type Response struct {
 	Body     []byte
 	Encoding schema.Encoding // 0 is JSON
+
+	// Produce, if set, sends parts in place of a body, as they come to be. Whoever
+	// has the response calls it, exactly once, even if nobody wants the parts any
+	// more. Send waits while the caller does not read, and fails once it has given
+	// up; Produce returns soon after that, or after ctx ends. Its error ends the
+	// response. What [Handler.Handle] was given as context lives until Produce
+	// returns, and the request's deadline and the handler's timeout hold for all of
+	// the response.
+	Produce func(ctx context.Context, send func(part []byte) error) error
 }
 
 // Handler does a capability's work. Requests that reach it fit the schema and
@@ -100,6 +111,7 @@ func facts(ctx context.Context, req *Request, correlation string) []fact {
 		{"x-mesh-request", "MESH_REQUEST", req.RequestID},
 		{"x-mesh-idempotency-key", "MESH_IDEMPOTENCY_KEY", req.IdempotencyKey},
 		{"x-mesh-capability", "MESH_CAPABILITY", req.Capability},
+		{"x-mesh-schema", "MESH_SCHEMA", req.Schema},
 		{"x-mesh-deadline", "MESH_DEADLINE", deadline},
 		{"x-mesh-redelivered", "MESH_REDELIVERED", redelivered},
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,6 +52,8 @@ func child(mode string) error {
 		}
 	case "block":
 		return block()
+	case "lines":
+		return lineByLine()
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		return block()
@@ -78,6 +81,29 @@ func echo() error {
 		env[name] = value
 	}
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{"env": env, "body": json.RawMessage(body)})
+}
+
+// lineByLine answers in parts: as many as COUNT says, each once its request was
+// read; then it exits as EXIT says, in the middle of a line if that is not 0.
+func lineByLine() error {
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	count, err := strconv.Atoi(os.Getenv("COUNT"))
+	if err != nil {
+		return err
+	}
+	for i := range count {
+		if _, err := fmt.Printf("%d\n", i); err != nil {
+			return err
+		}
+	}
+	code, err := strconv.Atoi(os.Getenv("EXIT"))
+	if err == nil && code != 0 {
+		fmt.Print("12")
+		os.Exit(code)
+	}
+	return err
 }
 
 // block opens the pipe PIPE, says "up" in it, and lives until it is killed,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -60,7 +61,7 @@ func (r *Registry) newHTTP(h *capability.HTTP) (*httpHandler, error) {
 		header.Set(name, v)
 	}
 	header.Set("Content-Type", "application/json")
-	header.Set("Accept", "application/json")
+	header.Set("Accept", "application/json, "+ndjson+", "+eventStream)
 	return &httpHandler{
 		url: h.URL, header: header, host: host, correlation: r.cfg.CorrelationHeader,
 		maxResponse: r.cfg.MaxResponse, log: r.cfg.Log,
@@ -72,12 +73,39 @@ func (r *Registry) newHTTP(h *capability.HTTP) (*httpHandler, error) {
 // headers, to where the file does not say.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
+// The content types of a response in parts.
+const (
+	ndjson      = "application/x-ndjson"
+	eventStream = "text/event-stream"
+)
+
 // Handle tells by its error whether the request may have had an effect: it did
 // not with [wire.HandlerUnavailable].
 func (h *httpHandler) Handle(ctx context.Context, req *Request) (*Response, error) {
 	var sent atomic.Bool // the connection's goroutine sets it
 	trace := httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }}
-	hr, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, &trace), http.MethodPost, h.url, bytes.NewReader(req.Body))
+	calling, cancel := context.WithCancel(httptrace.WithClientTrace(ctx, &trace))
+	hr, err := h.request(calling, ctx, req)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	resp, err := h.client.Do(hr)
+	if err != nil {
+		cancel()
+		return nil, transportError(ctx, err, sent.Load())
+	}
+	if split := splitter(resp); split != nil {
+		return h.parts(resp, split, cancel), nil
+	}
+	defer cancel()
+	defer resp.Body.Close()
+	return h.read(ctx, resp)
+}
+
+// request is what is sent within calling; what it tells is of ctx.
+func (h *httpHandler) request(calling, ctx context.Context, req *Request) (*http.Request, error) {
+	hr, err := http.NewRequestWithContext(calling, http.MethodPost, h.url, bytes.NewReader(req.Body))
 	if err != nil {
 		return nil, wire.Errorf(wire.HandlerUnavailable, "call the handler: %w", err)
 	}
@@ -87,13 +115,44 @@ func (h *httpHandler) Handle(ctx context.Context, req *Request) (*Response, erro
 			hr.Header.Set(f.header, f.value)
 		}
 	}
-	resp, err := h.client.Do(hr)
-	if err != nil {
-		return nil, transportError(ctx, err, sent.Load())
-	}
-	defer resp.Body.Close()
-	return h.read(ctx, resp)
+	return hr, nil
 }
+
+// splitter returns what finds the parts in a response's body, nil if it is one
+// document.
+func splitter(resp *http.Response) func(io.Reader, int, func([]byte) error) error {
+	media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	switch {
+	case err != nil || resp.StatusCode/100 != 2:
+		return nil
+	case media == ndjson:
+		return sendLines
+	case media == eventStream:
+		return sendEvents
+	}
+	return nil
+}
+
+// parts is a response whose body is read only as its parts are taken. Cancel ends
+// the request.
+func (h *httpHandler) parts(resp *http.Response, split func(io.Reader, int, func([]byte) error) error, cancel func()) *Response {
+	return &Response{Produce: func(ctx context.Context, send func([]byte) error) error {
+		defer cancel()
+		defer resp.Body.Close()
+		defer context.AfterFunc(ctx, cancel)()
+		return split(readerFunc(func(p []byte) (int, error) {
+			n, err := resp.Body.Read(p)
+			if err != nil && err != io.EOF {
+				err = transportError(ctx, err, true)
+			}
+			return n, err
+		}), h.maxResponse, send)
+	}}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func transportError(ctx context.Context, err error, sent bool) error {
 	switch {
@@ -120,7 +179,8 @@ func (h *httpHandler) read(ctx context.Context, resp *http.Response) (*Response,
 }
 
 func tooLong(limit int) error {
-	return wire.Errorf(wire.InvalidResponse, "the handler's answer is longer than %d bytes", limit).WithHint("Larger answers go over a stream.")
+	return wire.Errorf(wire.InvalidResponse, "the handler's answer, or a part of it, is longer than %d bytes", limit).
+		WithHint("Larger answers go in parts; see: openmesh capability example")
 }
 
 // refused makes an error of a status. What the handler says of it is for the

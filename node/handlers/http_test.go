@@ -56,7 +56,7 @@ func TestHTTP(t *testing.T) {
 	}
 	want := http.Header{}
 	for name, value := range map[string]string{
-		"authorization": "Bearer s3cret", "content-type": "application/json", "accept": "application/json",
+		"authorization": "Bearer s3cret", "content-type": "application/json", "accept": "application/json, application/x-ndjson, text/event-stream",
 		"x-corr": "c1", "traceparent": "00-11-22-01", "tracestate": "a=b",
 		"x-mesh-caller-agent": "did:key:z6Mk", "x-mesh-caller-address": "0:A91F.0000.7C2E", "x-mesh-session": "s1",
 		"x-mesh-request": "r1", "x-mesh-idempotency-key": "k1", "x-mesh-capability": "fx",

@@ -182,6 +182,13 @@ func (r *Registry) Get(name string) (*capability.Capability, bool) {
 	return e.capability, true
 }
 
+// Accepts reports whether there is a capability called name, at a version in a
+// semantic version range.
+func (r *Registry) Accepts(name, versions string) bool {
+	e, ok := (*r.entries.Load())[name]
+	return ok && e.accepts(versions) == nil
+}
+
 // List returns all capabilities in the order of their names.
 func (r *Registry) List() []*capability.Capability {
 	entries := *r.entries.Load()

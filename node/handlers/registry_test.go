@@ -204,7 +204,7 @@ func TestServeAPI(t *testing.T) {
 	if !ok || err != nil || p.Request.CallerAgent != "did:key:z6Mk" {
 		t.Fatalf("%+v %v %v", p, ok, err)
 	}
-	if err := r.Broker().Reply(p.ID, &Response{Body: []byte("[1]")}, nil); err != nil {
+	if err := r.Broker().Reply(t.Context(), p.ID, Reply{Response: &Response{Body: []byte("[1]")}}); err != nil {
 		t.Error(err)
 	}
 	if o := <-done; o.err != nil || string(o.resp.Body) != "[1]" {

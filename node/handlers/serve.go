@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ import (
 // [wire.InvalidResponse] with pointers, [wire.HandlerUnavailable],
 // [wire.HandlerFailed], [wire.DeadlineExceeded], [wire.Cancelled], or what the
 // handler says. The response is in the encoding of the request, or else in JSON
-// if the capability's response has no Protobuf schema.
+// if the capability's response has no Protobuf schema. Of a response in parts
+// each part is, and the same errors can come after some of them.
 func (r *Registry) Serve(ctx context.Context, req *Request) (*Response, error) {
 	e, ok := (*r.entries.Load())[req.Capability]
 	if !ok {
@@ -34,13 +36,45 @@ func (r *Registry) Serve(ctx context.Context, req *Request) (*Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := e.limit(ctx, req)
-	defer cancel()
+	deadline := e.deadline(req)
+	ctx, cancel := limit(ctx, deadline)
 	resp, err := r.handle(ctx, e, in)
+	if err == nil && resp != nil && resp.Produce != nil {
+		return r.parts(e, resp, req.Encoding, deadline, cancel), nil // which cancels
+	}
+	defer cancel()
 	if err != nil {
 		return nil, failure(ctx, err)
 	}
 	return r.answer(e, resp, req.Encoding)
+}
+
+// parts is a response in parts, each of which is checked and converted as a
+// response by itself. It calls release at its end.
+func (r *Registry) parts(e *entry, resp *Response, want schema.Encoding, deadline time.Time, release func()) *Response {
+	out := &Response{Encoding: e.encoding(want)}
+	out.Produce = func(ctx context.Context, send func([]byte) error) error {
+		defer release()
+		ctx, cancel := limit(ctx, deadline)
+		defer cancel()
+		var stopped error // what the handler may not hide
+		err := r.produce(ctx, e, resp, func(body []byte) error {
+			if stopped != nil {
+				return stopped
+			}
+			part, err := r.answer(e, &Response{Body: body, Encoding: resp.Encoding}, want)
+			if err == nil {
+				err = send(part.Body)
+			}
+			stopped = err
+			return err
+		})
+		if err = cmp.Or(stopped, err); err != nil {
+			return failure(ctx, err)
+		}
+		return nil
+	}
+	return out
 }
 
 // rangeCheck is a version range and whether an entry is in it.
@@ -100,14 +134,20 @@ func (r *Registry) answer(e *entry, resp *Response, want schema.Encoding) (*Resp
 	if len(resp.Body) > r.cfg.MaxResponse {
 		return nil, tooLong(r.cfg.MaxResponse)
 	}
-	if want = orJSON(want); !e.response.IsProto() {
-		want = schema.JSON
-	}
+	want = e.encoding(want)
 	body, err := r.check(e, wire.InvalidResponse, e.response, resp.Body, orJSON(resp.Encoding), want)
 	if err != nil {
 		return nil, err
 	}
 	return &Response{Body: body, Encoding: want}, nil
+}
+
+// encoding is that of responses to a caller who wants another one or the same.
+func (e *entry) encoding(want schema.Encoding) schema.Encoding {
+	if !e.response.IsProto() {
+		return schema.JSON
+	}
+	return orJSON(want)
 }
 
 func orJSON(enc schema.Encoding) schema.Encoding {
@@ -135,30 +175,44 @@ func (r *Registry) check(e *entry, code wire.Code, s *schema.Schema, body []byte
 	return nil, bad
 }
 
-// limit gives ctx the handler's timeout, or the request's deadline if sooner.
-func (e *entry) limit(ctx context.Context, req *Request) (context.Context, context.CancelFunc) {
+// deadline is when the handler's timeout passes, or the request's if sooner.
+func (e *entry) deadline(req *Request) time.Time {
 	deadline := time.Now().Add(e.capability.Timeout())
 	if !req.Deadline.IsZero() && req.Deadline.Before(deadline) {
 		deadline = req.Deadline
 	}
+	return deadline
+}
+
+// limit gives ctx a deadline, unless it has a sooner one.
+func limit(ctx context.Context, deadline time.Time) (context.Context, context.CancelFunc) {
 	if d, ok := ctx.Deadline(); ok && !deadline.Before(d) {
-		return ctx, func() {} // a sooner one is set already
+		return ctx, func() {}
 	}
 	return context.WithDeadline(ctx, deadline)
 }
 
-// handle calls the handler. A panic in one must not take the node with it.
+// handle calls the handler.
 func (r *Registry) handle(ctx context.Context, e *entry, req *Request) (resp *Response, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			r.cfg.Log.Error("handler panicked", zap.String("capability", e.capability.Name), zap.ByteString("stack", debug.Stack()))
-			err = wire.Errorf(wire.HandlerFailed, "handler of %s panicked", e.capability.Name)
-		}
-	}()
+	defer r.recovered(e, &err)
 	if ctx.Err() != nil {
 		return nil, ended(ctx, "before the handler was called")
 	}
 	return e.handler.Handle(ctx, req)
+}
+
+func (r *Registry) produce(ctx context.Context, e *entry, resp *Response, send func([]byte) error) (err error) {
+	defer r.recovered(e, &err)
+	return resp.Produce(ctx, send)
+}
+
+// recovered makes an error of a handler's panic, which must not take the node
+// with it; to be deferred.
+func (r *Registry) recovered(e *entry, err *error) {
+	if p := recover(); p != nil {
+		r.cfg.Log.Error("handler panicked", zap.String("capability", e.capability.Name), zap.ByteString("stack", debug.Stack()))
+		*err = wire.Errorf(wire.HandlerFailed, "handler of %s panicked", e.capability.Name)
+	}
 }
 
 // failure gives a handler's error a code, if it has none.

@@ -74,7 +74,7 @@ func (i *Initiator) Finish(reply []byte, v *identity.Verifier, now time.Time) (*
 		return nil, nil, err
 	}
 	if ref := r.GetRefusal(); ref != nil {
-		return nil, nil, refusal(ref)
+		return nil, nil, i.terms.refusal(ref)
 	}
 	var a signalpb.Answer
 	payload, err := decode(r.GetAnswer(), &a)
@@ -119,6 +119,9 @@ func (i *Initiator) checkAnswer(a *signalpb.Answer, v *identity.Verifier) (*iden
 		return nil, wire.Errorf(wire.Unsupported, "answer chose suite %s, which was not offered", suite)
 	}
 	if err := checkOptions(a.Options); err != nil {
+		return nil, err
+	}
+	if err := i.terms.checkProtocols(a.Protocols); err != nil {
 		return nil, err
 	}
 	return peer, i.terms.Contract.checkAnswer(contractOf(a.Contract))
@@ -215,7 +218,7 @@ func answer(local Local, o *signalpb.Offer, payload []byte, peer *identity.Certi
 	if err != nil {
 		return nil, nil, err
 	}
-	protocols, err := commonProtocols(terms.Protocols, o.Protocols)
+	protocols, err := terms.commonProtocols(o.Protocols)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -362,24 +365,13 @@ func Refuse(err error) []byte {
 	m := &signalpb.Refusal{Code: uint32(wire.CodeOf(err))}
 	var n *noCommonSchema
 	if errors.As(err, &n) {
-		m.Protocols = protocolMessages(n.ours)
+		m.Protocols = protocolMessages([]AppProtocol{n.ours})
 	}
 	b, err := proto.Marshal(&signalpb.Reply{Reply: &signalpb.Reply_Refusal{Refusal: m}})
 	if err != nil {
 		panic(err) // numbers and names always marshal
 	}
 	return b
-}
-
-func refusal(m *signalpb.Refusal) error {
-	c := wire.Code(m.Code)
-	if !c.Known() {
-		c = wire.Denied
-	}
-	if c == wire.NoCommonSchema {
-		return wire.Errorf(c, "the other side refused the session; it speaks %s", describe(protocolsOf(m.Protocols)))
-	}
-	return wire.Errorf(c, "the other side refused the session")
 }
 
 func newNonce() []byte {

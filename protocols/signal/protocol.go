@@ -11,23 +11,56 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// commonProtocols chooses the highest common version of every application
-// protocol that the offer names, for all that both sides know. A protocol that
-// both know without a version in common is wire.NoCommonSchema.
-func commonProtocols(ours []AppProtocol, offered []*signalpb.AppProtocol) ([]*signalpb.AppProtocol, error) {
+// commonProtocols chooses a version of every application protocol that the offer
+// names, for all that both sides know. A protocol that both know without a version
+// in common is wire.NoCommonSchema.
+func (t Terms) commonProtocols(offered []*signalpb.AppProtocol) ([]*signalpb.AppProtocol, error) {
 	var chosen []*signalpb.AppProtocol
 	for _, o := range offered {
-		i := slices.IndexFunc(ours, func(p AppProtocol) bool { return p.Name == o.GetName() })
-		if i < 0 {
+		ours, known := t.protocol(o.GetName())
+		if !known {
 			continue // a session without it may still be of use
 		}
-		v, ok := highestCommon(ours[i].Versions, o.GetVersions())
+		v, ok := t.choose(ours.Versions, o.GetVersions())
 		if !ok {
-			return nil, &noCommonSchema{ours: ours[i : i+1], theirs: protocolsOf([]*signalpb.AppProtocol{o})}
+			return nil, &noCommonSchema{ours: ours, theirs: AppProtocol{o.GetName(), o.GetVersions()}}
 		}
 		chosen = append(chosen, &signalpb.AppProtocol{Name: o.GetName(), Versions: []string{v}})
 	}
 	return chosen, nil
+}
+
+// checkProtocols checks that an answer chose, of each protocol at most once, one
+// version that this side offered.
+func (t Terms) checkProtocols(chosen []*signalpb.AppProtocol) error {
+	seen := make(map[string]bool)
+	for _, c := range chosen {
+		if len(c.GetVersions()) != 1 || seen[c.GetName()] {
+			return wire.Errorf(wire.Malformed, "answer: %d versions of %.120q", len(c.GetVersions()), c.GetName())
+		}
+		seen[c.GetName()] = true
+		ours, _ := t.protocol(c.GetName())
+		version := c.GetVersions()[0]
+		if v, ok := t.choose(ours.Versions, []string{version}); !ok || v != version {
+			return wire.Errorf(wire.Unsupported, "answer chose %.120q %.70q, which was not offered", c.GetName(), version)
+		}
+	}
+	return nil
+}
+
+func (t Terms) protocol(name string) (AppProtocol, bool) {
+	i := slices.IndexFunc(t.Protocols, func(p AppProtocol) bool { return p.Name == name })
+	if i < 0 {
+		return AppProtocol{}, false
+	}
+	return t.Protocols[i], true
+}
+
+func (t Terms) choose(ours, theirs []string) (string, bool) {
+	if t.Choose != nil {
+		return t.Choose(ours, theirs)
+	}
+	return highestCommon(ours, theirs)
 }
 
 func highestCommon(ours, theirs []string) (string, bool) {
@@ -43,23 +76,57 @@ func highestCommon(ours, theirs []string) (string, bool) {
 }
 
 // noCommonSchema is a wire.NoCommonSchema that names both sides' versions.
-type noCommonSchema struct{ ours, theirs []AppProtocol }
+type noCommonSchema struct{ ours, theirs AppProtocol }
 
 func (e *noCommonSchema) Error() string {
-	return fmt.Sprintf("no common schema version: we speak %s, the other side %s", describe(e.ours), describe(e.theirs))
+	return fmt.Sprintf("no common schema version: we speak %s, the other side %s", e.ours, e.theirs)
 }
 
 func (e *noCommonSchema) Unwrap() error { return wire.NoCommonSchema }
 
+// maxShown bounds the protocols, and the versions of each, that an error names.
+const maxShown = 16
+
+// String shows a protocol to a person; whoever sent it, the text is bounded and
+// printable.
+func (p AppProtocol) String() string {
+	text := fmt.Sprintf("%.120q %.70q", p.Name, p.Versions[:min(len(p.Versions), maxShown)])
+	if more := len(p.Versions) - maxShown; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
 func describe(ps []AppProtocol) string {
 	var s []string
-	for _, p := range ps {
-		s = append(s, fmt.Sprintf("%.120q %.120q", p.Name, p.Versions))
+	for _, p := range ps[:min(len(ps), maxShown)] {
+		s = append(s, p.String())
 	}
 	if len(s) == 0 {
 		return "nothing"
 	}
 	return strings.Join(s, ", ")
+}
+
+// refusal is the error of a Refusal. Of one for want of a common version it names
+// both sides' versions: its own and those that the refusal tells.
+func (t Terms) refusal(m *signalpb.Refusal) error {
+	c := wire.Code(m.Code)
+	if !c.Known() {
+		c = wire.Denied
+	}
+	if c != wire.NoCommonSchema {
+		return wire.Errorf(c, "the other side refused the session")
+	}
+	theirs := protocolsOf(m.Protocols)
+	var ours []AppProtocol
+	for _, p := range theirs {
+		if o, ok := t.protocol(p.Name); ok {
+			ours = append(ours, o)
+		}
+	}
+	return wire.Errorf(c, "the other side refused the session: it speaks %s, we speak %s", describe(theirs), describe(ours)).
+		WithHint("One side needs a translation: openmesh schema example")
 }
 
 func protocolMessages(ps []AppProtocol) []*signalpb.AppProtocol {

@@ -2,6 +2,7 @@ package signal
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -105,7 +106,11 @@ func (s *Server) take(source, p peer.ID, offer []byte) ([]byte, error) {
 	}
 	answer, err := s.answer(p, offer, now)
 	if err != nil {
-		s.cfg.Log.Debug("offer refused", zap.Stringer("peer", p), zap.Error(err))
+		level := zap.DebugLevel
+		if errors.Is(err, wire.NoCommonSchema) {
+			level = zap.InfoLevel // for an operator to mend
+		}
+		s.cfg.Log.Log(level, "offer refused", zap.Stringer("peer", p), zap.Error(err))
 		return Refuse(err), nil
 	}
 	return answer, nil

@@ -96,6 +96,11 @@ type Terms struct {
 	Transports []Transport
 	Protocols  []AppProtocol
 
+	// Choose picks the version of a protocol from those of two sides. It must not
+	// matter which side asks, and what is chosen must be among those of each. Nil:
+	// the highest that both name.
+	Choose func(ours, theirs []string) (version string, ok bool)
+
 	// Resume, if not zero, is a session to go on with: then Contract is the one
 	// that it has.
 	Resume ID

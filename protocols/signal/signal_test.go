@@ -3,7 +3,6 @@ package signal_test
 import (
 	"crypto/sha256"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -361,27 +360,6 @@ func TestExpiredAndSupersededKeysAreRefused(t *testing.T) {
 	late := identity.NewVerifier(lab, func() time.Time { return a.Certificate.NotAfter })
 	if _, _, err := i.Finish(reply, late, now); wire.CodeOf(err) != wire.KeyExpired {
 		t.Errorf("expired key: %v", err)
-	}
-}
-
-func TestNoCommonSchemaNamesBothSides(t *testing.T) {
-	t.Parallel()
-	a, b := newParty(t), newParty(t)
-	a.terms.Protocols = []signal.AppProtocol{{Name: "market/proposal", Versions: []string{"v1.0.0"}}, {Name: "a/only", Versions: []string{"v1"}}}
-	b.terms.Protocols = []signal.AppProtocol{{Name: "market/proposal", Versions: []string{"v2.1.0"}}}
-	i, offer := a.offer(t, b)
-	_, _, err := b.answer(offer)
-	if wire.CodeOf(err) != wire.NoCommonSchema || !strings.Contains(err.Error(), "v1.0.0") || !strings.Contains(err.Error(), "v2.1.0") {
-		t.Fatalf("Answer: %v", err)
-	}
-	if _, _, err = i.Finish(signal.Refuse(err), a.verifier, now); wire.CodeOf(err) != wire.NoCommonSchema || !strings.Contains(err.Error(), "v2.1.0") {
-		t.Errorf("Finish: %v", err)
-	}
-	b.terms.Protocols[0].Versions = []string{"v0.9.0", "v1.0.0", "v2.1.0"}
-	_, offer = a.offer(t, b)
-	pending, _ := b.mustAnswer(t, offer)
-	if got := pending.Protocols; len(got) != 1 || got[0].Versions[0] != "v1.0.0" {
-		t.Errorf("chose %v", got)
 	}
 }
 

@@ -21,6 +21,7 @@ var (
 	jurisdiction = regexp.MustCompile(`^[A-Z]{2}(-[A-Z0-9]{1,3})?$`)
 	fieldName    = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 	circleName   = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+	schemaRef    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,119}@v?(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){2}(-[0-9A-Za-z.-]{1,32})?$`)
 	hostName     = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
 )
 
@@ -47,6 +48,11 @@ func Jurisdiction() Codec[string] {
 // FieldName allows the name of an HTTP header field (RFC 9110, section 5.1).
 func FieldName() Codec[string] {
 	return matching(fieldName, 64, "an HTTP field name")
+}
+
+// SchemaVersion allows a version of a schema.
+func SchemaVersion() Codec[string] {
+	return matching(schemaRef, 184, "NAME@VERSION such as market/proposal@v1.0.0")
 }
 
 // matching allows at most max bytes that match expr.

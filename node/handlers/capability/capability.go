@@ -83,7 +83,9 @@ type Price struct {
 	Unit     string // what is paid for: call, second, megabyte, …
 }
 
-// HTTP is a handler behind a URL: POST, JSON in, JSON out.
+// HTTP is a handler behind a URL: POST, JSON in, JSON out. A response of content
+// type application/x-ndjson or text/event-stream is one in parts: its lines, or the
+// data of its events.
 type HTTP struct {
 	URL     string
 	Timeout time.Duration
@@ -99,6 +101,7 @@ type Exec struct {
 	Timeout time.Duration
 	Dir     string            // absolute working directory
 	Env     map[string]string // values as in [HTTP].Headers
+	Stream  bool              // the response comes in parts: the lines of the output
 }
 
 // API is a handler that is an application which pulls requests.

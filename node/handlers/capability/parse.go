@@ -275,11 +275,11 @@ func checkURL(s string) error {
 }
 
 func (r *reader) exec(n ast.Node) *Exec {
-	f := r.mapping(n, "command", "timeout", "dir", "env")
+	f := r.mapping(n, "command", "timeout", "dir", "env", "stream")
 	if r.err != nil {
 		return nil
 	}
-	e := &Exec{Command: r.texts(f["command"]), Timeout: r.timeout(f["timeout"]), Env: r.dictionary(f["env"])}
+	e := &Exec{Command: r.texts(f["command"]), Timeout: r.timeout(f["timeout"]), Env: r.dictionary(f["env"]), Stream: r.flag(f["stream"])}
 	if len(e.Command) == 0 || e.Command[0] == "" {
 		r.fail(n, "Such as command: [./price.sh].", "exec needs a command")
 	}

@@ -55,8 +55,8 @@ func TestJSONWithTabs(t *testing.T) {
 func TestHandlers(t *testing.T) {
 	t.Parallel()
 	const head = "name: a\nversion: 1.0.0\nhandler:\n  "
-	e := parseOK(t, head+`exec: {command: [./run.sh, -x], timeout: 500ms, dir: work, env: {KEY: "${SECRET}", N: 3}}`, "/srv/a.yaml")
-	want := &Exec{Command: []string{"./run.sh", "-x"}, Timeout: 500 * time.Millisecond, Dir: "/srv/work", Env: map[string]string{"KEY": "${SECRET}", "N": "3"}}
+	e := parseOK(t, head+`exec: {command: [./run.sh, -x], timeout: 500ms, dir: work, env: {KEY: "${SECRET}", N: 3}, stream: true}`, "/srv/a.yaml")
+	want := &Exec{Command: []string{"./run.sh", "-x"}, Timeout: 500 * time.Millisecond, Dir: "/srv/work", Env: map[string]string{"KEY": "${SECRET}", "N": "3"}, Stream: true}
 	if diff := cmp.Diff(want, e.Exec); diff != "" || e.Kind() != "exec" || e.Timeout() != want.Timeout {
 		t.Errorf("%s %s -want +got:\n%s", e.Kind(), e.Timeout(), diff)
 	}
@@ -135,6 +135,7 @@ func TestErrors(t *testing.T) {
 		"http reference":    {name + "handler: {http: {url: \"http://a\", headers: {a: \"${}\"}}}\n", "without NAME", "FX_TOKEN"},
 		"exec no command":   {name + "handler: {exec: {}}\n", "needs a command", ""},
 		"exec text":         {name + "handler: {exec: {command: ./a.sh}}\n", "a list is wanted", ""},
+		"exec stream":       {name + "handler: {exec: {command: [a], stream: lines}}\n", "true or false", ""},
 		"exec env":          {name + "handler: {exec: {command: [a], env: {\"A=B\": x}}}\n", "variable", ""},
 		"exec zero":         {name + "handler: {exec: {command: [\"a\\0\"]}}\n", "zero byte", ""},
 		"too large":         {strings.Repeat("# comment\n", MaxDocument/10+1), "more than 131072", ""},

@@ -199,6 +199,19 @@ func (d *document) dictionary(n ast.Node) map[string]string {
 	return out
 }
 
+// flag is true or false; nil is false.
+func (d *document) flag(n ast.Node) bool {
+	if n == nil {
+		return false
+	}
+	b, ok := n.(*ast.BoolNode)
+	if !ok {
+		d.fail(n, "Write true or false.", "true or false is wanted here")
+		return false
+	}
+	return b.Value
+}
+
 func (d *document) timeout(n ast.Node) time.Duration {
 	if n == nil {
 		return DefaultTimeout
