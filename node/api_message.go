@@ -170,6 +170,10 @@ func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.Sen
 	}
 	m := n.message(ctx, r.Key, r.Capability, r.Version, enc, body)
 	m.Schema = r.Schema
+	warnings, err := n.outgoing(s, m)
+	if err != nil {
+		return nil, err
+	}
 	if r.TtlMs > 0 {
 		m.Expires = began.Add(ms(r.TtlMs))
 	}
@@ -179,17 +183,19 @@ func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.Sen
 	}
 	o := delivery.Outcome{}
 	if r.WaitMs > 0 {
-		o = n.await(ctx, s, sequence, r.WaitMs)
+		o = n.await(ctx, s, sequence, r.Key, r.WaitMs)
 	}
-	return deliveryMessage(s, r.Key, sequence, o, began), nil
+	d := deliveryMessage(s, r.Key, sequence, o, began)
+	d.Schema, d.Warnings = m.Schema, warnings
+	return d, nil
 }
 
 // await waits for the outcome of a message for so many milliseconds; it may be
 // pending still.
-func (n sessionAPI) await(ctx context.Context, s *session.Session, sequence uint64, wait uint32) delivery.Outcome {
+func (n sessionAPI) await(ctx context.Context, s *session.Session, sequence uint64, key string, wait uint32) delivery.Outcome {
 	ctx, cancel := context.WithTimeout(ctx, ms(uint64(wait)))
 	defer cancel()
-	o, err := s.Outcome(ctx, sequence)
+	o, err := outcomeOf(ctx, s, sequence, key)
 	if err != nil {
 		return delivery.Outcome{}
 	}
@@ -202,7 +208,7 @@ func (n sessionAPI) Outcome(ctx context.Context, r *openmeshv1.OutcomeRequest) (
 		return nil, err
 	}
 	if s == nil {
-		return nil, wire.Errorf(wire.SessionClosed, "session %s is %s", info.ID, info.State)
+		return n.recall(ctx, info, r.Key)
 	}
 	began := time.Now()
 	sequence, o, err := s.Lookup(ctx, r.Key)
@@ -210,9 +216,20 @@ func (n sessionAPI) Outcome(ctx context.Context, r *openmeshv1.OutcomeRequest) (
 		return nil, err
 	}
 	if o.Status == delivery.Pending && r.WaitMs > 0 {
-		o = n.await(ctx, s, sequence, r.WaitMs)
+		o = n.await(ctx, s, sequence, r.Key, r.WaitMs)
 	}
 	return deliveryMessage(s, r.Key, sequence, o, began), nil
+}
+
+// recall tells the outcome of a message of a session that has ended.
+func (n sessionAPI) recall(ctx context.Context, info session.Info, key string) (*openmeshv1.Delivery, error) {
+	sequence, o, err := n.sessions.Recall(ctx, info.ID, key)
+	if err != nil {
+		return nil, err
+	}
+	d := outcomeMessage(key, sequence, o)
+	d.Agent, d.Address, d.Session = string(info.Peer.Agent), info.Peer.Address.String(), info.ID.String()
+	return d, nil
 }
 
 const (
@@ -241,7 +258,7 @@ func (n sessionAPI) Receive(ctx context.Context, r *openmeshv1.ReceiveRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return batchMessage(s, batch), nil
+	return n.batchMessage(s, batch), nil
 }
 
 func readBatch(ctx context.Context, s *session.Session, cursor uint64, limit int, wait time.Duration) (inbox.Batch, error) {
@@ -257,19 +274,10 @@ func readBatch(ctx context.Context, s *session.Session, cursor uint64, limit int
 	return b, err
 }
 
-func batchMessage(s *session.Session, b inbox.Batch) *openmeshv1.ReceiveResponse {
+func (n *Node) batchMessage(s *session.Session, b inbox.Batch) *openmeshv1.ReceiveResponse {
 	resp := &openmeshv1.ReceiveResponse{Messages: []*openmeshv1.ReceivedMessage{}, Gaps: []*openmeshv1.Gap{}, Cursor: b.Cursor}
 	for _, m := range b.Messages {
-		r := &openmeshv1.ReceivedMessage{
-			Sequence: m.Sequence, Key: m.Key, Agent: string(s.Peer().Agent), Received: stamp(m.Accepted), Redelivered: m.Redelivered,
-			Traceparent: m.Traceparent, CorrelationId: m.CorrelationID, Schema: m.Schema,
-		}
-		if schema.Encoding(m.Encoding) == schema.Protobuf {
-			r.Body = &openmeshv1.ReceivedMessage_Protobuf{Protobuf: m.Body}
-		} else {
-			r.Body = &openmeshv1.ReceivedMessage_Json{Json: strings.ToValidUTF8(string(m.Body), "\uFFFD")}
-		}
-		resp.Messages = append(resp.Messages, r)
+		resp.Messages = append(resp.Messages, n.inboxMessage(s, &m))
 	}
 	for _, g := range b.Gaps {
 		resp.Gaps = append(resp.Gaps, &openmeshv1.Gap{From: g.From, To: g.To})

@@ -181,10 +181,10 @@ func (n *Node) locate(ctx context.Context, target string) (candidate, error) {
 			return candidate{}, wire.Errorf(wire.NotFound, "no agent in reach offers %s", target)
 		}
 		row := res.Rows[0]
-		return candidate{row.Agent, row.Address, n.host.Peerstore().PeerInfo(row.Peer), row.Name}, nil
+		return candidate{row.Agent, row.Address, n.host.Peerstore().PeerInfo(row.Peer), row.Name, nil}, nil
 	}
 	a, err := n.resolve(ctx, target)
-	return candidate{a.ID, a.Address, a.Peer, ""}, err
+	return candidate{a.ID, a.Address, a.Peer, "", nil}, err
 }
 
 func (n nodeAPI) Connect(ctx context.Context, r *openmeshv1.ConnectRequest) (*openmeshv1.ConnectResponse, error) {

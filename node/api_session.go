@@ -25,6 +25,18 @@ func (n sessionAPI) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openm
 	return n.Node.Call(ctx, r)
 }
 
+// CallStream sends parts as the client reads them.
+func (n sessionAPI) CallStream(ctx context.Context, r *openmeshv1.CallRequest, out *connect.ServerStream[openmeshv1.CallPart]) error {
+	if err := checkJSON(r.GetJson()); err != nil {
+		return err
+	}
+	final, err := n.Node.CallStream(ctx, r, out.Send)
+	if err != nil {
+		return err
+	}
+	return out.Send(&openmeshv1.CallPart{Part: &openmeshv1.CallPart_Final{Final: final}})
+}
+
 func (n sessionAPI) List(_ context.Context, r *openmeshv1.ListSessionsRequest) (*openmeshv1.ListSessionsResponse, error) {
 	resp := &openmeshv1.ListSessionsResponse{Sessions: []*openmeshv1.SessionInfo{}}
 	resp.Sessions = append(resp.Sessions, n.multicastList()...)
@@ -189,25 +201,21 @@ func (n sessionAPI) Pull(ctx context.Context, r *openmeshv1.PullRequest) (*openm
 	return m, nil
 }
 
-func (n sessionAPI) Reply(_ context.Context, r *openmeshv1.ReplyRequest) (*openmeshv1.ReplyResponse, error) {
-	var resp *handlers.Response
-	var failure error
+func (n sessionAPI) Reply(ctx context.Context, r *openmeshv1.ReplyRequest) (*openmeshv1.ReplyResponse, error) {
+	reply := handlers.Reply{More: r.More}
 	switch b := r.Body.(type) {
 	case *openmeshv1.ReplyRequest_Protobuf:
-		resp = &handlers.Response{Body: b.Protobuf, Encoding: schema.Protobuf}
+		reply.Response = &handlers.Response{Body: b.Protobuf, Encoding: schema.Protobuf}
 	case *openmeshv1.ReplyRequest_Json:
 		if err := checkJSON(b.Json); err != nil {
 			return nil, err
 		}
-		resp = &handlers.Response{Body: []byte(b.Json), Encoding: schema.JSON}
+		reply.Response = &handlers.Response{Body: []byte(b.Json), Encoding: schema.JSON}
 	}
-	switch {
-	case r.Error != "":
-		failure = wire.Errorf(wire.HandlerFailed, "the application says: %.1000s", r.Error)
-	case resp == nil:
-		return nil, wire.Errorf(wire.InvalidArgument, "reply: neither a body nor an error")
+	if r.Error != "" {
+		reply.Err = wire.Errorf(wire.HandlerFailed, "the application says: %.1000s", r.Error)
 	}
-	if err := n.registry.Broker().Reply(r.Id, resp, failure); err != nil {
+	if err := n.registry.Broker().Reply(ctx, r.Id, reply); err != nil {
 		return nil, err
 	}
 	return &openmeshv1.ReplyResponse{}, nil

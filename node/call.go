@@ -37,12 +37,23 @@ type candidate struct {
 	address    identity.Address
 	peer       peer.AddrInfo
 	capability string
+	versions   []string // that it answers, by its descriptor; nil: not known
+}
+
+func candidateOf(row directory.Row) candidate {
+	return candidate{row.Agent, row.Address, peer.AddrInfo{ID: row.Peer}, row.Name, answeredBy(row.Capability)}
 }
 
 // Call sends one request to whom the target names and waits for the response. A
 // request is sent to one agent after another only as long as none can have acted
-// on it: delivery is at most once.
+// on it: delivery is at most once. A response in parts becomes a JSON array of at
+// most session.max_message_bytes.
 func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1.CallResponse, error) {
+	return n.call(ctx, r, n.collect)
+}
+
+// call makes a call, of which take gets the answer.
+func (n *Node) call(ctx context.Context, r *openmeshv1.CallRequest, take taker) (*openmeshv1.CallResponse, error) {
 	start := time.Now()
 	if err := n.checkCall(r); err != nil {
 		return nil, err
@@ -53,7 +64,7 @@ func (n *Node) Call(ctx context.Context, r *openmeshv1.CallRequest) (*openmeshv1
 	if key == "" {
 		key = rand.Text()
 	}
-	resp, err := n.callBy(ctx, r, key, start.Add(n.timeout(r)))
+	resp, err := n.callBy(ctx, r, key, start.Add(n.timeout(r)), take)
 	if err != nil {
 		n.countCall(r, observe.Failed)
 		span.SetStatus(codes.Error, wire.CodeOf(err).String())
@@ -80,22 +91,28 @@ const coarse = 30 * time.Second
 
 // callBy makes the call by a deadline. If there is a session with the agent, and
 // time enough, it does without a timer of its own.
-func (n *Node) callBy(ctx context.Context, r *openmeshv1.CallRequest, key string, deadline time.Time) (*openmeshv1.CallResponse, error) {
+func (n *Node) callBy(ctx context.Context, r *openmeshv1.CallRequest, key string, deadline time.Time, take taker) (*openmeshv1.CallResponse, error) {
 	attempt := 1
 	if c, ok := n.inSession(r); ok && n.qos(r) == signal.AtMostOnce && time.Until(deadline) > coarse {
-		resp, err := n.callOne(ctx, c, r, key, deadline)
-		if err == nil || !n.mayRetry(c, err) {
-			return resp, err
+		a, err := n.callOne(ctx, c, r, key, deadline)
+		if err == nil {
+			return n.taken(ctx, a, deadline, take)
+		}
+		if !n.mayRetry(c, err) {
+			return nil, err
 		}
 		attempt++
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	resp, err := n.callCandidates(ctx, r, key, attempt)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && wire.CodeOf(err) != wire.DeadlineExceeded {
+	a, err := n.callCandidates(ctx, r, key, attempt)
+	if err == nil {
+		return n.taken(ctx, a, deadline, take)
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) && wire.CodeOf(err) != wire.DeadlineExceeded {
 		err = wire.Errorf(wire.DeadlineExceeded, "%w", err).WithHint("a longer --timeout waits longer")
 	}
-	return resp, err
+	return nil, err
 }
 
 // callError names what was being done.
@@ -138,23 +155,23 @@ func unsupported(what string) error {
 // callCandidates tries those whom the target names, and looks for them anew
 // between rounds: who could not be reached may be elsewhere by now. Its first
 // attempt has the number attempt.
-func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, key string, attempt int) (*openmeshv1.CallResponse, error) {
+func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, key string, attempt int) (answer, error) {
 	var wait *backoff.ExponentialBackOff
 	var last error
 	for {
 		candidates, err := n.candidates(ctx, r)
 		if err != nil {
-			return nil, cmp.Or(last, err)
+			return answer{}, cmp.Or(last, err)
 		}
 		for _, c := range candidates {
-			resp, err := n.callOne(ctx, c, r, key, time.Time{})
+			a, err := n.callOne(ctx, c, r, key, time.Time{})
 			if err == nil {
-				resp.Attempts = uint32(attempt)
-				return resp, nil
+				a.response.Attempts = uint32(attempt)
+				return a, nil
 			}
 			last = err
 			if ctx.Err() != nil || !n.mayRetry(c, err) {
-				return nil, err
+				return answer{}, err
 			}
 			attempt++
 		}
@@ -162,7 +179,7 @@ func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, ke
 			wait = n.retryBackoff()
 		}
 		if attempt > n.settings.Session.Retry.Max+1 || sleep(ctx, wait.NextBackOff()) != nil {
-			return nil, last
+			return answer{}, last
 		}
 	}
 }
@@ -220,7 +237,12 @@ func (n *Node) candidates(ctx context.Context, r *openmeshv1.CallRequest) ([]can
 	}
 	var cs []candidate
 	for _, row := range res.Rows {
-		cs = append(cs, candidate{row.Agent, row.Address, peer.AddrInfo{ID: row.Peer}, row.Name})
+		cs = append(cs, candidateOf(row))
+	}
+	if len(cs) == 0 && version != "" {
+		if cs, err = n.elsewhere(ctx, name, version, r.MinTrust); err != nil {
+			return nil, err
+		}
 	}
 	if len(cs) == 0 {
 		return nil, wire.Errorf(wire.NotFound, "no agent in reach offers %s", name).
@@ -230,14 +252,24 @@ func (n *Node) candidates(ctx context.Context, r *openmeshv1.CallRequest) ([]can
 }
 
 // inSession is the agent that the target names, if there is a session with it: it
-// has proved who it is, and nothing need be looked up.
+// has proved who and where it is, and nothing need be looked up.
 func (n *Node) inSession(r *openmeshv1.CallRequest) (candidate, bool) {
-	s := n.sessions.Session(identity.AgentID(r.Target))
-	if s == nil || r.Capability == "" || r.MinTrust > 0 {
+	if r.Capability == "" || r.MinTrust > 0 {
 		return candidate{}, false
 	}
-	p := s.Peer()
-	return candidate{p.Agent, p.Address, peer.AddrInfo{ID: p.Peer}, r.Capability}, true
+	a := identity.AgentID(r.Target)
+	if s := n.sessions.Session(a); s != nil {
+		p := s.Peer()
+		return candidate{p.Agent, p.Address, peer.AddrInfo{ID: p.Peer}, r.Capability, nil}, true
+	}
+	if isCapability(r.Target) {
+		return candidate{}, false
+	}
+	c, route, ok := n.sessions.Reached(a)
+	if !ok {
+		return candidate{}, false
+	}
+	return candidate{a, c.Address, peer.AddrInfo{ID: c.Peer, Addrs: routeAddrs(route)}, r.Capability, nil}, true
 }
 
 // splitVersion takes NAME@MAJOR apart: the directory has a key of that form. An
@@ -273,7 +305,7 @@ func (n *Node) resolveTarget(ctx context.Context, r *openmeshv1.CallRequest) (ca
 			return candidate{}, wire.Errorf(wire.Denied, "trust in %s is %.2f, below %.2f", a.ID, t, r.MinTrust)
 		}
 	}
-	c := candidate{a.ID, a.Address, a.Peer, r.Capability}
+	c := candidate{a.ID, a.Address, a.Peer, r.Capability, nil}
 	if c.capability == "" {
 		c.capability, err = n.onlyCapability(ctx, a)
 	}
@@ -313,16 +345,16 @@ func (n *Node) onlyCapability(ctx context.Context, a directory.Agent) (string, e
 		WithHint("choose one with --capability: %s", strings.Join(names, ", "))
 }
 
-// callOne sends the request to one agent. The deadline, if not zero, comes on top
+// callAgent sends the request to one agent. The deadline, if not zero, comes on top
 // of that of ctx.
-func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string, deadline time.Time) (*openmeshv1.CallResponse, error) {
+func (n *Node) callAgent(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string, deadline time.Time) (answer, error) {
 	if c.agent == n.cfg.Keys.Agent {
 		return n.callSelf(ctx, c, r, key)
 	}
 	if q := n.qos(r); q != signal.AtMostOnce {
 		resp, err := n.callDurably(ctx, c, r, key, q)
 		n.learn(c.agent, err)
-		return resp, err
+		return whole(resp, err)
 	}
 	req := n.request(ctx, c, r, key)
 	req.Deadline = deadline
@@ -340,15 +372,19 @@ func (n *Node) callOne(ctx context.Context, c candidate, r *openmeshv1.CallReque
 	}
 	n.learn(c.agent, err)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	names := s.Names()
 	out := &openmeshv1.CallResponse{
 		Agent: names.Agent, Address: names.Address, Capability: c.capability, Attempts: 1,
 		Session: names.Session, Request: strconv.FormatUint(id, 10), Suite: names.Suite, Path: pathMessage(s.Path()),
 	}
-	setBody(out, schema.Encoding(resp.Encoding), resp.Body)
-	return out, nil
+	enc := schema.Encoding(resp.Encoding)
+	if resp.Parts != nil {
+		return answer{out, enc, partsOf(resp)}, nil
+	}
+	setBody(out, enc, resp.Body)
+	return answer{response: out}, nil
 }
 
 // open returns a session with an agent, one that is there or a new one.
@@ -376,7 +412,7 @@ func (n *Node) request(ctx context.Context, c candidate, r *openmeshv1.CallReque
 }
 
 // callSelf serves a call of this agent's own capability, without a wire.
-func (n *Node) callSelf(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) (*openmeshv1.CallResponse, error) {
+func (n *Node) callSelf(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) (answer, error) {
 	enc, body := bodyOf(r)
 	req := &handlers.Request{
 		Capability: c.capability, Version: r.Version, Body: body, Encoding: enc, IdempotencyKey: key,
@@ -385,31 +421,18 @@ func (n *Node) callSelf(ctx context.Context, c candidate, r *openmeshv1.CallRequ
 	}
 	req.Deadline, _ = ctx.Deadline()
 	req.Traceparent, req.Tracestate = observe.Inject(ctx)
-	resp, err := n.registry.Serve(ctx, req)
+	resp, err := n.serveVersion(ctx, req)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	out := &openmeshv1.CallResponse{
 		Agent: string(c.agent), Address: c.address.String(), Capability: c.capability,
 		Path: &openmeshv1.Path{Kind: "direct", Transport: "local", Hops: []string{}},
 	}
-	setBody(out, resp.Encoding, resp.Body)
-	return out, nil
-}
-
-func bodyOf(r *openmeshv1.CallRequest) (schema.Encoding, []byte) {
-	if b, ok := r.Body.(*openmeshv1.CallRequest_Protobuf); ok {
-		return schema.Protobuf, b.Protobuf
+	if resp.Produce == nil {
+		setBody(out, resp.Encoding, resp.Body)
 	}
-	return schema.JSON, []byte(orDefault(r.GetJson(), "{}"))
-}
-
-func setBody(r *openmeshv1.CallResponse, enc schema.Encoding, body []byte) {
-	if enc == schema.Protobuf {
-		r.Body = &openmeshv1.CallResponse_Protobuf{Protobuf: body}
-	} else {
-		r.Body = &openmeshv1.CallResponse_Json{Json: strings.ToValidUTF8(string(body), "\uFFFD")}
-	}
+	return answer{out, resp.Encoding, resp.Produce}, nil
 }
 
 // learn takes note of how dealing with an agent went, for trust. What was this

@@ -50,7 +50,7 @@ func (n *Node) callDurably(ctx context.Context, c candidate, r *openmeshv1.CallR
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.Outcome(ctx, sequence)
+	o, err := outcomeOf(ctx, s, sequence, key)
 	if err != nil && ctx.Err() != nil {
 		return nil, wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", c.agent).
 			WithHint("it may still be delivered; ask with: openmesh session outcome %s %s", s.Names().Session[:8], key)
@@ -95,15 +95,30 @@ func outcomeError(s *session.Session, o delivery.Outcome) error {
 	return nil
 }
 
+// outcomeOf waits for the outcome of a message. One that was settled long ago is
+// found by its key.
+func outcomeOf(ctx context.Context, s *session.Session, sequence uint64, key string) (delivery.Outcome, error) {
+	o, err := s.Outcome(ctx, sequence)
+	if wire.CodeOf(err) == wire.NotFound {
+		_, o, err = s.Lookup(ctx, key)
+	}
+	return o, err
+}
+
 // statusNames are the words of the API for what became of a message.
 var statusNames = [...]string{"pending", "delivered", "failed", "expired"}
 
 func deliveryMessage(s *session.Session, key string, sequence uint64, o delivery.Outcome, began time.Time) *openmeshv1.Delivery {
 	names := s.Names()
+	d := outcomeMessage(key, sequence, o)
+	d.Agent, d.Address, d.Session, d.ElapsedMs = names.Agent, names.Address, names.Session, millis(time.Since(began))
+	return d
+}
+
+func outcomeMessage(key string, sequence uint64, o delivery.Outcome) *openmeshv1.Delivery {
 	d := &openmeshv1.Delivery{
-		Agent: names.Agent, Address: names.Address, Session: names.Session, Sequence: sequence, Key: key,
-		Status: statusNames[min(int(o.Status), len(statusNames)-1)], Pointers: o.Pointers, Attempts: o.Attempts,
-		ElapsedMs: millis(time.Since(began)),
+		Sequence: sequence, Key: key, Pointers: o.Pointers, Attempts: o.Attempts,
+		Status: statusNames[min(int(o.Status), len(statusNames)-1)],
 	}
 	if o.Status == delivery.Failed {
 		d.Code = o.Code.String()

@@ -53,28 +53,30 @@ func (w ways) Offer() []signal.Transport {
 	return offered
 }
 
-// Signal makes an exchange over libp2p or, if that fails, gRPC.
+// Signal makes an exchange over libp2p or gRPC, whichever connects first. The offer
+// goes one way only, for the other side answers it once.
 func (w ways) Signal(ctx context.Context, r session.Route, offer []byte) (reply []byte, proven bool, err error) {
-	if r.Transport != grpcTransport {
-		lim := stream.Limits{Request: signal.MaxMessage, Response: signal.MaxMessage, Time: w.n.settings.Networking.HandshakeTimeout}
-		if err = w.connect(ctx, r); err == nil {
-			reply, err = stream.Call(ctx, w.n.host, r.Peer, signal.Protocol, offer, lim)
-		}
-		if err == nil || r.Transport != "" {
-			return reply, true, err
-		}
+	patience := w.n.settings.Networking.HandshakeTimeout
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var attempts []func(context.Context) (ma.Multiaddr, error) // of the address chosen; nil is libp2p
+	if r.Transport != grpcTransport && r.Peer != "" {
+		attempts = append(attempts, func(ctx context.Context) (ma.Multiaddr, error) { return nil, w.connect(ctx, r) })
 	}
-	for _, a := range grpcAddrs(r) {
-		var other error
-		if reply, other = w.grpc.Exchange(ctx, a, signal.Protocol, offer); other == nil {
-			return reply, false, nil
-		}
-		err = errors.Join(err, other)
+	for _, a := range w.grpcAddrs(r) {
+		attempts = append(attempts, func(ctx context.Context) (ma.Multiaddr, error) { return a, w.grpc.Connect(ctx, a) })
 	}
-	if err == nil {
-		err = wire.Errorf(wire.Unreachable, "no gRPC address of %s is known", r.Peer)
+	a, err := race(ctx, attempts, func(ma.Multiaddr) {})
+	switch {
+	case err != nil:
+		return nil, false, fmt.Errorf("connect to %s: %w", r.Peer, err)
+	case a != nil:
+		reply, err = w.grpc.Exchange(ctx, a, signal.Protocol, offer)
+		return reply, false, err
 	}
-	return nil, false, err
+	lim := stream.Limits{Request: signal.MaxMessage, Response: signal.MaxMessage, Time: patience}
+	reply, err = stream.Call(ctx, w.n.host, r.Peer, signal.Protocol, offer, lim)
+	return reply, true, err
 }
 
 // connect makes sure that there is a connection to the route's host.
@@ -83,33 +85,80 @@ func (w ways) connect(ctx context.Context, r session.Route) error {
 		return wire.Errorf(wire.Unreachable, "the peer's host is not known")
 	}
 	w.n.host.Peerstore().AddAddrs(r.Peer, hostAddrs(r), peerstore.TempAddrTTL)
-	if r.Transport == "" {
-		return nil // opening a stream connects
-	}
 	_, err := w.n.host.Dial(ctx, r.Peer, overlay.Route{Transport: r.Transport})
 	return err
 }
 
-// Dial opens a conduit over libp2p or, if that fails, gRPC.
+// Dial opens a conduit over libp2p or gRPC, whichever is there first.
 func (w ways) Dial(ctx context.Context, r session.Route) (session.Conduit, error) {
-	var err error
+	var attempts []func(context.Context) (session.Conduit, error)
 	if r.Transport != grpcTransport && r.Peer != "" {
-		var c session.Conduit
-		if c, err = w.dialHost(ctx, r); err == nil || r.Transport != "" {
-			return c, err
-		}
+		attempts = append(attempts, func(ctx context.Context) (session.Conduit, error) { return w.dialHost(ctx, r) })
 	}
-	for _, a := range grpcAddrs(r) {
-		c, other := w.grpc.Open(ctx, a)
-		if other == nil {
+	for _, a := range w.grpcAddrs(r) {
+		attempts = append(attempts, func(ctx context.Context) (session.Conduit, error) {
+			c, err := w.grpc.Open(ctx, a)
+			if err != nil {
+				return nil, err
+			}
 			return newGRPCConduit(c), nil
+		})
+	}
+	return race(ctx, attempts, func(c session.Conduit) { c.Reset(wire.Cancelled) })
+}
+
+// headStart is how long an attempt to reach a host has for itself before the next
+// one begins beside it: a network that loses packets silently must not use up the
+// time of the way that works. libp2p does the same among its transports.
+const headStart = 400 * time.Millisecond
+
+// race makes attempts, each a head start after the one before or as soon as that
+// has failed, and returns what the first to succeed gives; the others are given
+// up, and what they give is dropped.
+func race[T any](ctx context.Context, attempts []func(context.Context) (T, error), drop func(T)) (won T, err error) {
+	if len(attempts) == 0 {
+		return won, wire.Errorf(wire.Unreachable, "no address of the host is known")
+	}
+	type result struct {
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan result, len(attempts))
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for begun, ended := 0, 0; ended < len(attempts); {
+		select {
+		case <-next.C:
+			if begun == len(attempts) {
+				continue
+			}
+			attempt := attempts[begun]
+			begun++
+			go func() {
+				v, err := attempt(ctx)
+				results <- result{v, err}
+			}()
+			next.Reset(headStart)
+		case r := <-results:
+			ended++
+			if r.err != nil {
+				err = errors.Join(err, r.err)
+				next.Reset(0)
+				continue
+			}
+			go func() {
+				for range begun - ended {
+					if r := <-results; r.err == nil {
+						drop(r.value)
+					}
+				}
+			}()
+			return r.value, nil
 		}
-		err = errors.Join(err, other)
 	}
-	if err == nil {
-		err = wire.Errorf(wire.Unreachable, "no gRPC address of %s is known", r.Peer)
-	}
-	return nil, err
+	return won, err
 }
 
 func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, error) {
@@ -139,9 +188,24 @@ func hostAddrs(r session.Route) []ma.Multiaddr {
 	return slices.DeleteFunc(routeAddrs(r), grpclink.IsAddr)
 }
 
-func grpcAddrs(r session.Route) []ma.Multiaddr {
-	return slices.DeleteFunc(routeAddrs(r), func(a ma.Multiaddr) bool { return !grpclink.IsAddr(a) })
+// grpcAddrs leaves this node's own addresses out: another host's may look the same.
+func (w ways) grpcAddrs(r session.Route) []ma.Multiaddr {
+	if r.Transport != "" && r.Transport != grpcTransport {
+		return nil
+	}
+	var own []ma.Multiaddr
+	if w.n.links != nil {
+		own = w.n.links.Addrs()
+	}
+	addrs := slices.DeleteFunc(routeAddrs(r), func(a ma.Multiaddr) bool {
+		return !grpclink.IsAddr(a) || slices.ContainsFunc(own, a.Equal)
+	})
+	addrs = ma.Unique(addrs)
+	return addrs[:min(len(addrs), maxGRPCAddrs)]
 }
+
+// maxGRPCAddrs bounds the addresses tried at a time: they are a stranger's word.
+const maxGRPCAddrs = 8
 
 func routeAddrs(r session.Route) []ma.Multiaddr {
 	addrs := slices.Clone(r.Addrs)
@@ -155,35 +219,17 @@ func routeAddrs(r session.Route) []ma.Multiaddr {
 	return addrs
 }
 
-// grpcAddrs are where this node takes sessions over gRPC. A listener of every
-// interface has the addresses that the host has.
+// grpcAddrs are where this node takes sessions over gRPC. Loopback is of use only
+// if there is nothing else.
 func (n *Node) grpcAddrs() []ma.Multiaddr {
 	if n.links == nil {
 		return nil
 	}
-	var addrs []ma.Multiaddr
-	for _, a := range n.links.Addrs() {
-		if !manet.IsIPUnspecified(a) {
-			addrs = append(addrs, a)
-			continue
-		}
-		for _, ip := range n.hostIPs() {
-			addrs = append(addrs, append(ma.Multiaddr{ip}, a[1:]...))
-		}
+	addrs := slices.Clone(n.links.Addrs())
+	if slices.ContainsFunc(addrs, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) }) {
+		addrs = slices.DeleteFunc(addrs, manet.IsIPLoopback)
 	}
 	return addrs
-}
-
-// hostIPs are the IP addresses among those of the libp2p host.
-func (n *Node) hostIPs() []ma.Component {
-	var ips []ma.Component
-	for _, a := range n.host.Addrs() {
-		if len(a) > 0 && (a[0].Protocol().Code == ma.P_IP4 || a[0].Protocol().Code == ma.P_IP6) &&
-			!slices.ContainsFunc(ips, func(c ma.Component) bool { return c.Equal(&a[0]) }) {
-			ips = append(ips, a[0])
-		}
-	}
-	return ips
 }
 
 // newLinks returns the gRPC listener, or nil if it is off.
@@ -235,7 +281,11 @@ func (c *grpcConduit) Reset(code wire.Code) {
 	c.end()
 }
 
-func (c *grpcConduit) Abandon()          { c.Reset(wire.Unreachable) }
+func (c *grpcConduit) Abandon() {
+	c.Conn.Abandon()
+	c.end()
+}
+
 func (c *grpcConduit) Reserve(int) error { return nil }
 func (c *grpcConduit) Release(int)       {}
 func (c *grpcConduit) Peer() peer.ID     { return "" }

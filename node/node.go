@@ -29,6 +29,7 @@ import (
 	"openmesh/node/handlers/capability"
 	"openmesh/node/keys"
 	"openmesh/node/observe"
+	"openmesh/node/schemas"
 	"openmesh/node/store"
 	"openmesh/overlay"
 	"openmesh/overlay/directory"
@@ -72,6 +73,9 @@ type Node struct {
 	seen     *certificates
 	praised  *limiter
 
+	translations *schemas.Registry
+	schemas      map[string][]string // versions that the configuration names
+
 	multicasts *multicasts
 
 	// Made by Run, before ready is closed.
@@ -102,6 +106,10 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	named, err := parseSchemas(cfg.Config.Session.Schemas)
+	if err != nil {
+		return nil, err
+	}
 	realm := cfg.Keys.Address.Realm
 	if configured := identity.Realm(cfg.Config.Node.Realm); configured != realm {
 		return nil, realmMismatch(configured, realm)
@@ -115,6 +123,9 @@ func New(cfg Config) (*Node, error) {
 		events:   newEvents(),
 		seen:     newCertificates(),
 		praised:  newLimiter(time.Second),
+
+		translations: schemas.Open(filepath.Join(cfg.Home, schemas.Folder), cfg.Log),
+		schemas:      named,
 
 		multicasts: newMulticasts(),
 		ready:      make(chan struct{}),
@@ -228,14 +239,21 @@ func (n *Node) runServices(ctx context.Context) error {
 	}
 	group.Go(func() error { return n.directory.Run(ctx) })
 	group.Go(func() error { return n.sessions.Run(ctx) })
-	if n.links != nil {
-		group.Go(func() error { return n.links.Run(ctx) })
-	}
 	defer n.dialer.Close()
-	group.Go(func() error { return n.api.Run(ctx) })
 	group.Go(func() error { return n.alerts.Run(ctx) })
 	group.Go(func() error { n.announce(ctx); return nil })
 	group.Go(func() error { n.meter(ctx); return nil })
+	select {
+	case <-n.sessions.Restored(): // else peers and the API would be told that there are none
+	case <-ctx.Done():
+	}
+	if n.links != nil {
+		group.Go(func() error { return n.links.Run(ctx) })
+	}
+	group.Go(func() error { return n.api.Run(ctx) })
+	if ctx.Err() != nil {
+		return group.Wait()
+	}
 	info := n.Info()
 	n.log.Info("node ready", zap.String("agent", info.Agent), zap.String("address", info.Address),
 		zap.Strings("addrs", info.Addrs), zap.Strings("api", n.api.Addrs()), zap.String("version", n.cfg.Version))

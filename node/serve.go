@@ -23,10 +23,11 @@ import (
 // serve answers a request of another agent: may it, is it well formed, do it.
 func (n *Node) serve(ctx context.Context, in *session.Inbound) (*session.Response, error) {
 	n.load.working.Add(1)
-	defer n.load.working.Add(-1)
+	idle := func() { n.load.working.Add(-1) }
+	defer func() { idle() }()
 	names := in.Session.Names()
 	req := &handlers.Request{
-		Capability: in.Capability, Version: in.Version, Body: in.Body, Encoding: schema.Encoding(in.Encoding),
+		Capability: in.Capability, Version: in.Version, Body: in.Body, Encoding: schema.Encoding(in.Encoding), Schema: in.Schema,
 		CallerAgent: names.Agent, CallerAddress: names.Address,
 		Session: names.Session, RequestID: strconv.FormatUint(in.ID, 10), IdempotencyKey: in.IdempotencyKey,
 		Traceparent: in.Traceparent, Tracestate: in.Tracestate, CorrelationID: in.CorrelationID, Deadline: in.Deadline,
@@ -34,6 +35,13 @@ func (n *Node) serve(ctx context.Context, in *session.Inbound) (*session.Respons
 	}
 	ctx, span := n.traceInbound(ctx, req)
 	resp, err := n.dispatch(ctx, req, policy.Request{On: policy.Call, Agent: in.Session.Peer().Agent})
+	if err == nil && resp.Produce != nil {
+		idle = func() {}
+		return &session.Response{Encoding: session.Encoding(resp.Encoding), Produce: endingWith(func(err error) {
+			n.account(ctx, span, req, err)
+			n.load.working.Add(-1)
+		}, resp.Produce)}, nil
+	}
 	n.account(ctx, span, req, err)
 	if err != nil {
 		return nil, err
@@ -57,9 +65,17 @@ func (n *Node) dispatch(ctx context.Context, req *handlers.Request, who policy.R
 			return nil, wire.Errorf(wire.NotFound, "capability %.130q", req.Capability)
 		}
 	}
+	req, err := n.nativeRequest(ctx, req)
+	if err != nil {
+		return nil, err
+	}
 	start := time.Now()
-	resp, err := n.registry.Serve(ctx, req)
-	n.metrics.Handler(c.Kind(), time.Since(start), err)
+	resp, err := n.serveVersion(ctx, req)
+	measure := func(err error) { n.metrics.Handler(c.Kind(), time.Since(start), err) }
+	if err == nil && resp.Produce != nil {
+		return &handlers.Response{Encoding: resp.Encoding, Produce: endingWith(measure, resp.Produce)}, nil
+	}
+	measure(err)
 	return resp, err
 }
 

@@ -15,9 +15,11 @@ import (
 	"openmesh/node/config"
 	"openmesh/node/handlers/capability"
 	"openmesh/node/observe"
+	"openmesh/node/schemas"
 	"openmesh/overlay/directory"
 	"openmesh/overlay/directory/kad"
 	"openmesh/protocols/descriptor/descriptorpb"
+	"openmesh/protocols/schema/translate"
 	"openmesh/protocols/session"
 	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/signal"
@@ -59,13 +61,14 @@ func (n *Node) sessionConfig() session.Config {
 	local := signal.Local{Certificate: n.cfg.Keys.Certificate, Key: n.cfg.Keys.Host}
 	terms := signal.Terms{Suites: signal.Suites(), Contract: n.contract()}
 	terms.Contract.QoS, terms.Contract.Persistent = signal.ExactlyOnce, true // what others may ask for
+	terms.Choose = translate.Choose
 	return session.Config{
 		Host:    n.host,
 		Network: ways{n, n.dialer},
 		Signal: signal.Config{
 			Local:    func() signal.Local { return local },
 			Verifier: n.verifier,
-			Terms:    func() signal.Terms { return terms },
+			Terms:    func() signal.Terms { t := terms; t.Protocols, _ = n.protocols(); return t },
 			Timeout:  s.Networking.HandshakeTimeout,
 			PerPeer:  s.Signal.RatePerPeer, Total: s.Signal.RateTotal,
 			Log: n.log.Named("signal"),
@@ -77,6 +80,8 @@ func (n *Node) sessionConfig() session.Config {
 		Data:        n.cfg.Data,
 		Path:        n.pathOf,
 		MaxChannels: s.Networking.MaxTunnels,
+		MaxSessions: s.Session.MaxSessions,
+		MaxPerAgent: s.Session.MaxPerAgent,
 		IdleTimeout: s.Session.IdleTimeout,
 		ParkAfter:   s.Session.ParkAfter,
 		Retention:   s.Session.Retention,
@@ -192,6 +197,7 @@ func thresholds(t config.AlertThresholds) observe.Thresholds {
 func (n *Node) announce(ctx context.Context) {
 	for {
 		changed := n.registry.Changed()
+		n.checkOffered()
 		if err := n.directory.Announce(n.profile()); err != nil {
 			n.log.Error("capabilities not announced", zap.Error(err))
 		}
@@ -209,12 +215,12 @@ func (n *Node) profile() directory.Profile {
 		AgentVersion: "openmesh/" + n.cfg.Version,
 	}
 	for _, c := range n.registry.List() {
-		p.Capabilities = append(p.Capabilities, capabilityMessage(c))
+		p.Capabilities = append(p.Capabilities, n.capabilityMessage(c))
 	}
 	return p
 }
 
-func capabilityMessage(c *capability.Capability) *descriptorpb.Capability {
+func (n *Node) capabilityMessage(c *capability.Capability) *descriptorpb.Capability {
 	m := &descriptorpb.Capability{
 		Name: c.Name, Version: c.Version, Domain: c.Domain, Tags: c.Tags, Visibility: orDefault(c.Visibility, "public"),
 		Request: schemaMessage(c.Request), Response: schemaMessage(c.Response),
@@ -222,6 +228,9 @@ func capabilityMessage(c *capability.Capability) *descriptorpb.Capability {
 	}
 	for _, p := range c.Protocols {
 		m.Protocols = append(m.Protocols, &descriptorpb.Protocol{Name: p.Name, Versions: p.Versions})
+	}
+	if versions := n.answered(c.Name, c.Version); len(versions) > 1 {
+		m.Protocols = append(m.Protocols, &descriptorpb.Protocol{Name: schemas.RequestSchema(c.Name), Versions: versions})
 	}
 	if c.Price != nil {
 		m.Price = &descriptorpb.Price{Amount: c.Price.Amount, Currency: c.Price.Currency, Unit: c.Price.Unit}

@@ -1,18 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,63 +16,178 @@ import (
 	"openmesh/protocols/wire"
 )
 
+const benchManners = "Needs no daemon and leaves nothing behind. Prints medians and ratios; --json has the method and every round.\n" +
+	"Exits 1 if a target is missed."
+
+// benchmark is one command that measures.
+type benchmark struct {
+	use, short, long, example string
+	run                       bench.Run
+	idle                      bool                               // measure an idle daemon as well
+	baseline                  bool                               // may be compared with another program
+	both                      bool                               // over QUIC and TCP; else --transport says over which
+	setup                     func(transport string) bench.Setup // of the nodes; nil: as they are by default
+	flags                     func(*cobra.Command, *bench.Config)
+}
+
 func newBench(p *program) *cobra.Command {
+	calls := benchCalls()
+	cmd := newBenchmark(p, calls)
+	cmd.Use, cmd.Short, cmd.Example = "bench", "Measure what OpenMesh costs", "  openmesh bench\n  openmesh bench sessions --json"
+	cmd.Long = "Measure what OpenMesh costs, with synthetic workloads between two processes on this machine.\n" +
+		"Without a subcommand: bench calls.\n" + benchManners
+	for _, b := range []benchmark{calls, benchDurable(), benchSessions(), benchFailover(), benchRekey()} {
+		cmd.AddCommand(newBenchmark(p, b))
+	}
+	cmd.AddCommand(newBenchServe(p))
+	return cmd
+}
+
+func benchCalls() benchmark {
+	return benchmark{
+		use: "calls", short: "Measure calls, bulk and set-up against raw libp2p and gRPC", run: bench.Calls, idle: true,
+		long: "Measure calls, bulk transfer, set-up and discovery, in turns with a raw libp2p stream and with gRPC over\n" +
+			"TLS, and the memory of an idle daemon.",
+		example: "  openmesh bench calls --transport tcp --rounds 11 --json",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntVar(&c.Bulk, "bulk-mb", 256, "size of one bulk transfer, in MiB")
+		},
+	}
+}
+
+func benchDurable() benchmark {
+	return benchmark{
+		use: "durable", short: "Measure durable delivery against NATS JetStream", run: bench.Durable, baseline: true,
+		long: "Measure messages that are delivered at least once, to a handler and to the peer's inbox: how many a second,\n" +
+			"and how long until their sender knows. With --jetstream it takes turns with NATS JetStream, which is in a\n" +
+			"program of its own: go build -o jetstream ./node/bench/jetstream",
+		example: "  openmesh bench durable\n  openmesh bench durable --jetstream ./jetstream --senders 1,16,64 --json",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntSliceVar(&c.Senders, "senders", []int{1, 16, 64}, "numbers of senders that each wait for their message's outcome")
+		},
+	}
+}
+
+func benchSessions() benchmark {
+	return benchmark{
+		use: "sessions", short: "Measure idle sessions: memory, set-up, wake-up", run: bench.Sessions, setup: bench.ForSessions,
+		long: "Measure what idle sessions between two nodes take, how long they take to open, and how much longer a call\n" +
+			"takes in one that is parked.",
+		example: "  openmesh bench sessions --sessions 1000",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntVar(&c.Sessions, "sessions", 10_000, "how many to open")
+		},
+	}
+}
+
+func benchFailover() benchmark {
+	return benchmark{
+		use: "failover", short: "Measure for how long the loss of a transport interrupts a session", run: bench.Failover, both: true,
+		long: "Measure for how long no call in a session ends when its transport is cut: QUIC whose packets vanish, TCP\n" +
+			"whose connection is reset or whose packets vanish. The session goes on over another one.",
+		example: "  openmesh bench failover --trials 20 --json",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntVar(&c.Trials, "trials", 7, "of each kind of cut")
+		},
+	}
+}
+
+func benchRekey() benchmark {
+	return benchmark{
+		use: "rekey", short: "Measure what fresh session keys cost, for each suite", run: bench.Rekey,
+		long: "Measure the change of a session's keys, for each cipher suite: by itself, and what it adds to calls that\n" +
+			"go on meanwhile.",
+		example: "  openmesh bench rekey --time 3s --rounds 5",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().DurationVar(&c.Every, "every", time.Second, "between two changes of keys")
+		},
+	}
+}
+
+func newBenchmark(p *program, b benchmark) *cobra.Command {
 	var cfg bench.Config
+	var jetstream string
 	cmd := &cobra.Command{
-		Use: "bench", Short: "Measure calls, bulk and set-up against raw libp2p and gRPC", Args: cobra.NoArgs,
-		Long: "Measure calls, bulk transfer, set-up and discovery between two processes on this machine, in turns with\n" +
-			"a raw libp2p stream and with gRPC over TLS. Prints medians and ratios; --json has the method and every round.\n" +
-			"Needs no daemon and leaves nothing behind. Exits 1 if a ratio misses its target.",
-		Example: "  openmesh bench\n  openmesh bench --transport tcp --rounds 11 --json",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.bench(cmd.Context(), cfg) },
+		Use: b.use, Short: b.short, Args: cobra.NoArgs, Long: b.long + "\n" + benchManners, Example: b.example,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.bench(cmd.Context(), b, cfg, jetstream) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.Transport, "transport", "quic", "quic or tcp")
-	f.IntVar(&cfg.Rounds, "rounds", 7, "rounds of each measurement")
-	f.DurationVar(&cfg.Time, "time", time.Second, "time of one measurement in a round")
-	f.IntVar(&cfg.Bulk, "bulk-mb", 256, "size of one bulk transfer, in MiB")
-	cmd.AddCommand(newBenchServe(p))
+	if b.both {
+		cfg.Setup.Transport = "both"
+	} else {
+		f.StringVar(&cfg.Setup.Transport, "transport", "quic", "quic or tcp")
+		f.IntVar(&cfg.Rounds, "rounds", 7, "rounds of each measurement")
+		f.DurationVar(&cfg.Time, "time", time.Second, "time of one measurement in a round")
+	}
+	if b.baseline {
+		f.StringVar(&jetstream, "jetstream", "", "`program` of node/bench/jetstream to compare with")
+	}
+	b.flags(cmd, &cfg)
 	return cmd
 }
 
 // newBenchServe is the other process of a benchmark.
 func newBenchServe(p *program) *cobra.Command {
-	var transport string
+	var setup string
 	cmd := &cobra.Command{
 		Use: "serve HOME", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return bench.Serve(cmd.Context(), args[0], transport, func(s bench.Server) error {
+			var s bench.Setup
+			if err := json.Unmarshal([]byte(setup), &s); err != nil {
+				return wire.Errorf(wire.InvalidArgument, "bench serve: setup: %w", err)
+			}
+			return bench.Serve(cmd.Context(), args[0], s, func(s bench.Server) error {
 				return json.NewEncoder(p.out).Encode(s)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&transport, "transport", "quic", "quic or tcp")
+	cmd.Flags().StringVar(&setup, "setup", "{}", "what the node is like, in JSON")
 	return cmd
 }
 
-func (p *program) bench(ctx context.Context, cfg bench.Config) (err error) {
-	if cfg.Transport != "quic" && cfg.Transport != "tcp" {
-		return wire.Errorf(wire.InvalidArgument, "bench: transport %q", cfg.Transport).WithHint("quic or tcp")
+func checkBench(b benchmark, c bench.Config) error {
+	bad := func(format string, args ...any) error {
+		return wire.Errorf(wire.InvalidArgument, "bench: "+format, args...)
 	}
-	if cfg.Rounds < 1 || cfg.Bulk < 1 || cfg.Time <= 0 {
-		return wire.Errorf(wire.InvalidArgument, "bench: rounds, time and bulk-mb must be positive")
+	if t := c.Setup.Transport; t != "quic" && t != "tcp" && !b.both {
+		return wire.Errorf(wire.InvalidArgument, "bench: transport %q", t).WithHint("quic or tcp")
+	}
+	if c.Rounds < 0 || c.Bulk < 0 || c.Time < 0 || c.Sessions < 0 || c.Trials < 0 || c.Every < 0 {
+		return bad("numbers and times must be positive")
+	}
+	for _, n := range c.Senders {
+		if n < 1 || n > 1024 {
+			return bad("%d senders: want 1 to 1024", n)
+		}
+	}
+	return nil
+}
+
+// bench measures b and prints its report.
+func (p *program) bench(ctx context.Context, b benchmark, cfg bench.Config, jetstream string) (err error) {
+	if err := checkBench(b, cfg); err != nil {
+		return err
 	}
 	cfg.Bulk <<= 20
+	if b.setup != nil {
+		cfg.Setup = b.setup(cfg.Setup.Transport)
+	}
 	dir, err := os.MkdirTemp("", "openmesh-bench-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	cfg.Home = filepath.Join(dir, "client")
 	if isTerminal(p.err) {
 		cfg.Progress = func(s string) { fmt.Fprintf(p.err, "\r\x1b[K%s", s) }
 		defer fmt.Fprint(p.err, "\r\x1b[K")
 	}
-	idle, err := idleRSS(ctx, filepath.Join(dir, "idle"))
-	if err != nil {
-		return fmt.Errorf("measure idle daemon: %w", err)
+	idle := 0.0
+	if b.idle {
+		if idle, err = idleRSS(ctx, filepath.Join(dir, "idle")); err != nil {
+			return fmt.Errorf("measure idle daemon: %w", err)
+		}
 	}
-	r, err := runBench(ctx, cfg, filepath.Join(dir, "server"))
+	r, err := runBench(ctx, b.run, cfg, dir, jetstream)
 	if err != nil {
 		return err
 	}
@@ -85,6 +195,11 @@ func (p *program) bench(ctx context.Context, cfg bench.Config) (err error) {
 	if err := p.showValue(r, func(g *page) { printReport(g, r) }); err != nil {
 		return err
 	}
+	return missed(r)
+}
+
+// missed is an error that names the targets missed.
+func missed(r *bench.Report) error {
 	var missed []error
 	for _, x := range r.Ratios {
 		if !x.Met {
@@ -92,99 +207,6 @@ func (p *program) bench(ctx context.Context, cfg bench.Config) (err error) {
 		}
 	}
 	return errors.Join(missed...)
-}
-
-// runBench starts the server process and measures against it.
-func runBench(ctx context.Context, cfg bench.Config, home string) (r *bench.Report, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	server, line, err := startChild(ctx, "bench", "serve", "--transport", cfg.Transport, home)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, stopChild(server)) }()
-	if err := json.Unmarshal(line, &cfg.Server); err != nil {
-		return nil, fmt.Errorf("start server: %w", err)
-	}
-	return bench.Run(ctx, cfg)
-}
-
-// startChild starts this program with args and returns the first line it prints.
-func startChild(ctx context.Context, args ...string) (*exec.Cmd, []byte, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
-	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	var log strings.Builder
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		return nil, nil, err
-	}
-	line, err := bufio.NewReader(out).ReadBytes('\n')
-	if err != nil {
-		stopped := stopChild(cmd)
-		return nil, nil, fmt.Errorf("start %s: %w: %w: %s", args[0], err, stopped, log.String())
-	}
-	return cmd, line, nil
-}
-
-func stopChild(cmd *exec.Cmd) error {
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	return cmd.Wait()
-}
-
-// settle is how long an idle daemon is left alone before it is measured.
-const settle = 5 * time.Second
-
-// idleRSS is the resident memory of a daemon that does nothing, in MB; 0 where
-// the system does not tell.
-func idleRSS(ctx context.Context, home string) (float64, error) {
-	if runtime.GOOS != "linux" {
-		return 0, nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return 0, err
-	}
-	init := exec.CommandContext(ctx, self, "--home", home, "init", "--realm", "64512",
-		"--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--listen", "/ip4/127.0.0.1/tcp/0/ws",
-		"--api-listen", "unix:"+filepath.Join(home, "api.sock"))
-	if out, err := init.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("%w: %s", err, out)
-	}
-	daemon, _, err := startChild(ctx, "--home", home, "run", "--metrics-port", "0")
-	if err != nil {
-		return 0, err
-	}
-	select {
-	case <-time.After(settle):
-	case <-ctx.Done():
-	}
-	mb, err := residentMB(daemon.Process.Pid)
-	return mb, errors.Join(err, stopChild(daemon))
-}
-
-func residentMB(pid int) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
-			kb, err := strconv.ParseFloat(f[1], 64)
-			return kb / 1000, err
-		}
-	}
-	return 0, errors.New("no VmRSS")
 }
 
 func printReport(g *page, r *bench.Report) {
@@ -197,6 +219,8 @@ func printReport(g *page, r *bench.Report) {
 		}
 		g.table([]string{"", "P50", "P99", strings.ToUpper(t.Unit)}, rows)
 	}
+	printSpreads(g, r.Spreads)
+	printMemory(g, r.Memory)
 	for _, x := range r.Ratios {
 		verdict := ""
 		if x.Target != "" {
@@ -209,6 +233,32 @@ func printReport(g *page, r *bench.Report) {
 	}
 	if r.IdleRSS > 0 {
 		g.text("idle daemon: %.1f MB resident", r.IdleRSS)
+	}
+	if r.Bench != "calls" { // what is compared must be known to read these
+		g.text("%s", strings.Join(r.Method, "\n"))
+	}
+}
+
+func printSpreads(g *page, ss []bench.Spread) {
+	var rows [][]string
+	for _, s := range ss {
+		least, middle, most := s.Range()
+		cell := func(v float64) string { return fmt.Sprintf("%.4g %s", v, s.Unit) }
+		rows = append(rows, []string{s.Name, cell(least), cell(middle), cell(most), fmt.Sprint(len(s.Values))})
+	}
+	if rows != nil {
+		g.table([]string{"", "LEAST", "MEDIAN", "MOST", "TRIALS"}, rows)
+	}
+}
+
+func printMemory(g *page, ms []bench.Memory) {
+	var rows [][]string
+	mb := func(v float64) string { return fmt.Sprintf("%.1f MB", v) }
+	for _, m := range ms {
+		rows = append(rows, []string{m.Process, mb(m.Before), mb(m.After), mb(m.Used), mb(m.HeapBefore), mb(m.HeapAfter), fmt.Sprintf("%.0f B", m.PerSession)})
+	}
+	if rows != nil {
+		g.table([]string{"", "RSS BEFORE", "RSS AFTER", "WITH GARBAGE", "HEAP BEFORE", "HEAP AFTER", "A SESSION"}, rows)
 	}
 }
 

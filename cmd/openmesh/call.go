@@ -29,22 +29,32 @@ const (
 
 func newCall(p *program) *cobra.Command {
 	var req openmeshv1.CallRequest
+	var stream bool
 	cmd := &cobra.Command{
 		Use: "call TARGET [DATA]", Short: "Send one request and wait for the response", Args: cobra.RangeArgs(1, 2),
 		Long: "Send one request and wait for the response. TARGET is a capability name, an address or an agent id.\n" +
 			"DATA is JSON, @FILE or - for standard input; without it the request is {}. --timeout is the deadline\n" +
-			"(default 2m).",
+			"(default 2m). at-least-once and exactly-once requests are on disk before they are sent and survive a restart of\n" +
+			"either side; asked again with the same --key, a request is answered as the first time.\n\n" +
+			"A response that comes in parts is one array of them. With --stream each part is printed when it comes, on one\n" +
+			"line; with --json as {\"part\": …}, and the last line says how the call went. The deadline is for all of it.",
 		Example: `  openmesh call finance/fx-pricing '{"pair":"EURUSD"}'
   openmesh call 0:A91F.0000.7C2E @request.json --capability finance/fx-pricing --timeout 30s
+  openmesh call shop/order @order.json --qos exactly-once --key order-17
+  openmesh call text/write '{"about":"rain"}' --stream --timeout 10m
   jq -n '{pair:"EURUSD"}' | openmesh call finance/fx-pricing - --json | jq .response`,
 		ValidArgsFunction: p.completeCapability,
 	}
 	callFlags(cmd, &req)
+	cmd.Flags().BoolVar(&stream, "stream", false, "print each part of the response as it comes")
 	cmd.PreRunE = func(_ *cobra.Command, args []string) error { return p.prepareCall(&req, args) }
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), time.Duration(req.TimeoutMs)*time.Millisecond+deadlineSlack)
 		defer cancel()
 		cmd.SetContext(ctx)
+		if stream {
+			return p.callStream(&req)(cmd, args)
+		}
 		return p.call(&req)(cmd, args)
 	}
 	return cmd
@@ -54,14 +64,16 @@ func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
 	flags := cmd.Flags()
 	flags.StringVar(&req.Capability, "capability", "", "capability to call, where TARGET is an agent that offers several")
 	flags.StringVar(&req.Version, "version", "", "semantic version range of the capability")
-	flags.StringVar(&req.Qos, "qos", "at-most-once", "delivery: "+strings.Join(qosModes, ", "))
+	flags.StringVar(&req.Qos, "qos", "", "delivery: "+strings.Join(qosModes, ", ")+" (default: this node's)")
 	flags.StringSliceVar(&req.Within, "within", nil, "jurisdictions that the path must stay within")
 	flags.StringSliceVar(&req.AvoidDomains, "avoid-domain", nil, "organisations that the path must avoid")
 	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that agent and hops must have, 0 to 1")
 	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
 	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
 	flags.StringVar(&req.Contract, "contract", "", "market contract that the call is made under")
-	flags.StringVar(&req.IdempotencyKey, "idempotency-key", "", "one key per logical request (default: a new one)")
+	flags.StringVar(&req.IdempotencyKey, "key", "", "idempotency key: one per logical request (default: a new one)")
+	flags.StringVar(&req.IdempotencyKey, "idempotency-key", "", "long for --key")
+	_ = flags.MarkHidden("idempotency-key") // it is there
 	fixed(cmd, "qos", qosModes)
 	fixed(cmd, "class", pathClasses)
 }
@@ -69,8 +81,10 @@ func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
 // prepareCall completes the request and finds what is wrong with it before
 // anything is sent.
 func (p *program) prepareCall(req *openmeshv1.CallRequest, args []string) error {
-	if err := oneOf("qos", req.Qos, qosModes); err != nil {
-		return err
+	if req.Qos != "" {
+		if err := oneOf("qos", req.Qos, qosModes); err != nil {
+			return err
+		}
 	}
 	if req.Class != "" {
 		if err := oneOf("class", req.Class, pathClasses); err != nil {
@@ -148,6 +162,7 @@ type answer struct {
 	Suite     string          `json:"suite"`
 	ElapsedMs float64         `json:"elapsed_ms"`
 	Trace     string          `json:"trace"`
+	Warnings  []string        `json:"warnings"` // what translation lost
 }
 
 type answerPath struct {
@@ -166,11 +181,8 @@ func (p *program) call(req *openmeshv1.CallRequest) func(*cobra.Command, []strin
 		if !json.Valid(response) {
 			return wire.Errorf(wire.InvalidResponse, "the response of %s is not JSON", res.Agent)
 		}
-		err = p.showValue(answer{
-			Response: response, Agent: res.Agent, Address: res.Address, Session: res.Session, Request: res.Request,
-			Attempts: res.Attempts, Suite: res.Suite, ElapsedMs: res.ElapsedMs, Trace: res.Trace,
-			Path: answerPath{res.Path.GetKind(), res.Path.GetTransport(), append([]string{}, res.Path.GetHops()...)},
-		}, func(g *page) { g.json(response) })
+		err = p.showValue(answerOf(res, response), func(g *page) { g.json(response) })
+		p.warn(res.Warnings)
 		p.note("%s, %s over %s, %s", res.Address, res.Path.GetKind(), res.Path.GetTransport(), milliseconds(res.ElapsedMs))
 		return err
 	})

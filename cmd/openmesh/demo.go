@@ -22,7 +22,8 @@ func newDemo(p *program) *cobra.Command {
 		Use: "demo", Short: "Run a whole mesh on this machine and watch it work", Args: cobra.NoArgs,
 		Long: "Run a whole mesh on this machine and watch it work: a backbone and some agents, each a process of its\n" +
 			"own with a temporary home, on loopback. Agents are made, join, register what they offer, find and call\n" +
-			"each other, leave and come back. Every step is checked; exit code 0 only if all held. Nothing is left,\n" +
+			"each other, leave and come back; both ends of a session are killed at work, and the transport of another one\n" +
+			"goes silent, and no message is lost. Every step is checked; exit code 0 only if all held. Nothing is left,\n" +
 			"unless --keep is given. With --json the record of all steps is printed at the end.",
 		Example: "  openmesh demo\n  openmesh demo --agents 8 --json\n  openmesh demo --keep",
 		PreRunE: func(*cobra.Command, []string) error {

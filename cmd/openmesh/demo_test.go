@@ -61,7 +61,7 @@ func wantEmpty(t *testing.T, dir string) {
 
 var demoSteps = strings.Fields(`identities backbone join register join-last
 	discover-name discover-prefix discover-version discover-alike call-capability call-address call-agent
-	sealed-session handler-context refuse-invalid call-exec call-api leave return shutdown`)
+	sealed-session handler-context refuse-invalid call-exec call-api leave return crash failover shutdown`)
 
 func TestDemo(t *testing.T) {
 	t.Parallel()

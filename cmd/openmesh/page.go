@@ -96,6 +96,13 @@ func (p *program) note(format string, args ...any) {
 	}
 }
 
+// warn tells people what a document lost in translation.
+func (p *program) warn(warnings []string) {
+	for _, w := range warnings {
+		p.note("warning: %s", w)
+	}
+}
+
 func indented(doc []byte) string {
 	var out bytes.Buffer
 	if err := json.Indent(&out, doc, "", "  "); err != nil {

@@ -90,9 +90,12 @@ func (p *program) explain(cmd *cobra.Command, err error) failure {
 // exitCode says how the program ended because of err.
 func exitCode(err error) int {
 	var usage *usageError
+	var message *undelivered
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &message):
+		return exitFailed
 	case errors.Is(err, api.ErrNotRunning):
 		return exitNotRunning
 	}

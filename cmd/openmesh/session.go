@@ -15,7 +15,8 @@ import (
 
 func newSession(p *program) *cobra.Command {
 	return p.noun("session", "Sealed channels to other agents",
-		newSessionList(p), newSessionShow(p), newSessionClose(p), newSessionWatch(p))
+		newSessionOpen(p), newSessionList(p), newSessionShow(p), newSessionSend(p), newSessionOutcome(p), newSessionRecv(p),
+		newSessionClose(p), newSessionWatch(p))
 }
 
 func newSessionList(p *program) *cobra.Command {
@@ -42,11 +43,11 @@ func printSessions(g *page, sessions []*openmeshv1.SessionInfo) {
 			path, rtt = s.Channels[0].Kind+"/"+s.Channels[0].Transport, milliseconds(s.Channels[0].RttMs)
 		}
 		rows = append(rows, []string{
-			s.Session, s.Address, g.id(s.Agent), s.State, s.Qos, path, rtt,
+			s.Session, s.Address, g.id(s.Agent), s.State, s.Qos, fmt.Sprint(s.Epoch), fmt.Sprint(len(s.Channels)), path, rtt,
 			fmt.Sprint(s.Unacked), number(s.Sent, 0), number(s.Received, 0), g.when(s.Opened, time.Now()),
 		})
 	}
-	g.table(strings.Fields("SESSION ADDRESS AGENT STATE QOS PATH RTT UNACKED SENT RECEIVED OPENED"), rows)
+	g.table(strings.Fields("SESSION ADDRESS AGENT STATE QOS EPOCH CHANNELS PATH RTT UNACKED SENT RECEIVED OPENED"), rows)
 }
 
 func newSessionShow(p *program) *cobra.Command {
@@ -71,14 +72,23 @@ func printSession(g *page, s *openmeshv1.SessionInfo) {
 		"state", s.State, "reason", s.Reason, "suite", s.Suite, "epoch", fmt.Sprint(s.Epoch),
 		"opened", g.when(s.Opened, now), "expires", g.when(s.Expires, now),
 		"frames", fmt.Sprintf("%s sent, %s received, %d not acknowledged", number(s.Sent, 0), number(s.Received, 0), s.Unacked),
+		"outbox", fmt.Sprint(s.Outbox),
+	}
+	if s.Contract != nil {
+		pairs = append(pairs, contractFields(s.Contract)...)
+	}
+	for _, a := range s.Protocols {
+		pairs = append(pairs, "protocol", a.Name+"@"+a.Version)
+	}
+	for _, m := range s.Members {
+		pairs = append(pairs, "member", fmt.Sprintf("%s with %s, %s, %d in the outbox", m.Session, m.Address, m.State, m.Outbox))
 	}
 	for _, c := range s.Channels {
 		pairs = append(pairs, "channel", fmt.Sprintf("%s over %s, %s, %s %% lost, %s",
 			c.Kind, c.Transport, milliseconds(c.RttMs), number(100*c.Loss, 1), c.Addr))
 	}
-	if c := s.Contract; c != nil {
-		pairs = append(pairs, "contract", fmt.Sprintf("%s, ordered %t, ttl %s, rekey every %s, at most %d bytes a message",
-			c.Qos, c.Ordered, span(c.TtlMs), span(c.RekeyIntervalMs), c.MaxMessageBytes))
+	for _, n := range s.Notices {
+		pairs = append(pairs, "notice", fmt.Sprintf("%s  %s %s: %s", n.At, n.Effect, n.Direction, n.Reason))
 	}
 	for _, e := range s.History {
 		pairs = append(pairs, "history", move(e))
@@ -86,7 +96,30 @@ func printSession(g *page, s *openmeshv1.SessionInfo) {
 	g.fields(pairs...)
 }
 
-func span(ms uint32) time.Duration { return time.Duration(ms) * time.Millisecond }
+// contractFields are the terms of a contract, under the names of the flags that
+// ask for them.
+func contractFields(c *openmeshv1.Contract) []string {
+	pairs := []string{
+		"qos", c.Qos, "ordered", fmt.Sprint(c.Ordered), "persistent", fmt.Sprint(c.Persistent), "ttl", span(c.TtlMs),
+		"ack-timeout", span(c.AckTimeoutMs), "keepalive", span(c.KeepaliveMs), "rekey-interval", span(c.RekeyIntervalMs),
+		"max-message-bytes", fmt.Sprint(c.MaxMessageBytes), "max-pending", fmt.Sprint(c.MaxPending),
+		"message-rate", rate(c.MessageRate), "byte-rate", rate(c.ByteRate),
+	}
+	if r := c.Retry; r != nil {
+		pairs = append(pairs, "retry", fmt.Sprintf("at most %d times, first after %s, then × %s up to %s, ± %s %%",
+			r.Max, span(r.InitialMs), number(r.Multiplier, 2), span(r.MaxIntervalMs), number(100*r.Jitter, 0)))
+	}
+	return pairs
+}
+
+func span(ms uint32) string { return (time.Duration(ms) * time.Millisecond).String() }
+
+func rate(perSecond uint32) string {
+	if perSecond == 0 {
+		return "no limit"
+	}
+	return fmt.Sprintf("%d/s", perSecond)
+}
 
 // move is one change of a session's state.
 func move(e *openmeshv1.SessionEvent) string {

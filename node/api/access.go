@@ -25,8 +25,8 @@ func access(procedure string) (class, bool) {
 		rpc.KeyStatusProcedure:
 		return read, true
 	case rpc.NodePingProcedure, rpc.NodeConnectProcedure,
-		rpc.SessionOpenProcedure, rpc.SessionCloseProcedure, rpc.SessionCallProcedure, rpc.SessionSendProcedure,
-		rpc.SessionReceiveProcedure, rpc.SessionPullProcedure, rpc.SessionReplyProcedure:
+		rpc.SessionOpenProcedure, rpc.SessionCloseProcedure, rpc.SessionCallProcedure, rpc.SessionCallStreamProcedure,
+		rpc.SessionSendProcedure, rpc.SessionReceiveProcedure, rpc.SessionPullProcedure, rpc.SessionReplyProcedure:
 		return write, true
 	case rpc.DirectoryAddCapabilityProcedure, rpc.DirectoryRemoveCapabilityProcedure: // a handler may be a program
 		return admin, true

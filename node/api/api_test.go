@@ -267,7 +267,7 @@ func TestJSON(t *testing.T) {
 	}
 	d := start(t, s, nil)
 	const id = `{"agent":"did:key:z6Mk","address":"","realm":0,"peer":"","key_version":7,"not_after":"","roles":[],"addrs":[]}`
-	const called = `{"agent":"a","address":"","session":"","request":"k","attempts":0,"suite":"","elapsed_ms":0,"trace":"","capability":""}`
+	const called = `{"agent":"a","address":"","session":"","request":"k","attempts":0,"suite":"","elapsed_ms":0,"trace":"","capability":"","warnings":[],"parts":0}`
 	for _, tc := range []struct {
 		name, path, body, contentType string
 		status                        int

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -135,8 +138,19 @@ func fromConnect(err error) error {
 		}
 	}
 	out := &wire.Error{Code: wireCode(failed.Code()), Message: failed.Message()}
-	if failed.Code() == connect.CodeUnavailable && !connect.IsWireError(err) {
-		out.Message, out.Err = "the daemon went away", fmt.Errorf("%w: %w", ErrNotRunning, err)
+	if wentAway(failed) {
+		out.Code, out.Message, out.Err = wire.Unreachable, "the daemon went away", fmt.Errorf("%w: %w", ErrNotRunning, err)
 	}
 	return out
+}
+
+// wentAway reports whether a call ended because the daemon did. For Connect a
+// connection that is reset during a call was cancelled, and an answer that is cut
+// off is an internal error.
+func wentAway(err *connect.Error) bool {
+	if connect.IsWireError(err) {
+		return false
+	}
+	cut := func(target error) bool { return errors.Is(err, target) }
+	return err.Code() == connect.CodeUnavailable || slices.ContainsFunc([]error{syscall.EPIPE, syscall.ECONNRESET, io.ErrUnexpectedEOF}, cut)
 }

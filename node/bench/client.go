@@ -9,7 +9,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
@@ -17,9 +16,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"openmesh/node"
 	"openmesh/node/api"
 	openmeshv1 "openmesh/node/api/openmesh/v1"
+	"openmesh/node/bench/load"
 	"openmesh/overlay"
 	"openmesh/protocols/identity"
 	"openmesh/protocols/wire"
@@ -34,27 +33,23 @@ type client struct {
 	raw    *overlay.Host
 	rawTo  peer.ID
 	grpc   *grpc.ClientConn
-	node   *node.Node
+	node   *member
 	agent  identity.AgentID
 	nodeTo peer.ID
 	api    *api.Client
-	stop   context.CancelFunc
-	done   sync.WaitGroup
-	runErr error
 }
 
-func newClient(ctx context.Context, home, transport string, s Server) (*client, error) {
+func newClient(ctx context.Context, home string, setup Setup, s Server) (*client, error) {
 	c := &client{server: s, agent: identity.AgentID(s.Agent)}
-	ctx, c.stop = context.WithCancel(ctx)
-	if err := c.connect(ctx, home, transport); err != nil {
+	if err := c.connect(ctx, home, setup); err != nil {
 		c.close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *client) connect(ctx context.Context, home, transport string) (err error) {
-	if c.raw, err = newRaw(transport); err != nil {
+func (c *client) connect(ctx context.Context, home string, setup Setup) (err error) {
+	if c.raw, err = newRaw(setup); err != nil {
 		return err
 	}
 	to, err := peer.AddrInfoFromString(c.server.Raw[0])
@@ -71,14 +66,8 @@ func (c *client) connect(ctx context.Context, home, transport string) (err error
 		return err
 	}
 	c.nodeTo = nodeTo.ID
-	if c.node, err = newNode(ctx, home, transport, []string{"agent"}, c.server.Node, nil); err != nil {
+	if c.node, err = join(ctx, home, setup, c.server.Node); err != nil {
 		return err
-	}
-	c.done.Go(func() { c.runErr = c.node.Run(ctx) })
-	select {
-	case <-c.node.Ready():
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 	if c.api, err = api.Dial(home); err != nil {
 		return err
@@ -87,8 +76,9 @@ func (c *client) connect(ctx context.Context, home, transport string) (err error
 }
 
 func (c *client) close() {
-	c.stop()
-	c.done.Wait()
+	if c.node != nil {
+		c.node.leave()
+	}
 	if c.raw != nil {
 		c.raw.Close()
 	}
@@ -108,6 +98,11 @@ func (c *client) dialGRPC() (*grpc.ClientConn, error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
 	return grpc.NewClient(c.server.GRPC, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13})))
+}
+
+func (c *client) echoWorker(ctx context.Context) (load.Worker, error) {
+	trip, end, err := c.echoStream(ctx)
+	return load.Worker{Do: trip, End: end}, err
 }
 
 // echoStream returns a function that makes one round trip on a stream of its own.

@@ -7,6 +7,10 @@
 //	mesh  a call between two nodes: resolve, policy, sealed session, handler
 //	api   the same call as the command line makes it, over the local API
 //
+// Further benchmarks are of sessions: what durable delivery costs ([Durable]), idle
+// sessions take ([Sessions]), the loss of a transport interrupts ([Failover]) and
+// the change of keys disturbs ([Rekey]).
+//
 // Server and client are processes of their own on the loopback interface.
 package bench
 
@@ -19,6 +23,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +35,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
-	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -38,13 +42,13 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"openmesh/node"
-	"openmesh/node/config"
 	"openmesh/node/handlers"
 	"openmesh/node/handlers/capability"
-	"openmesh/node/keys"
 	"openmesh/overlay"
 	"openmesh/protocols/identity"
 	"openmesh/protocols/session"
+	"openmesh/protocols/signal"
+	"openmesh/protocols/wire"
 )
 
 const (
@@ -56,6 +60,7 @@ const (
 
 	echoCapability  = "bench/echo"
 	countCapability = "bench/count"
+	usageCapability = "bench/usage"
 
 	// PayloadSize is the size of a request and of its response, in bytes.
 	PayloadSize = 256
@@ -74,10 +79,10 @@ type Server struct {
 
 // Serve runs the server side in a fresh home until ctx ends; ready is told where
 // it is.
-func Serve(ctx context.Context, home, transport string, ready func(Server) error) error {
+func Serve(ctx context.Context, home string, setup Setup, ready func(Server) error) error {
 	s := Server{}
 	group, ctx := errgroup.WithContext(ctx)
-	raw, err := serveRaw(transport)
+	raw, err := serveRaw(setup)
 	if err != nil {
 		return err
 	}
@@ -91,7 +96,7 @@ func Serve(ctx context.Context, home, transport string, ready func(Server) error
 	group.Go(func() error { <-ctx.Done(); g.Stop(); return nil })
 
 	var received atomic.Int64
-	n, err := newNode(ctx, home, transport, []string{"backbone"}, nil, func(_ *session.Session, b []byte) { received.Add(int64(len(b))) })
+	n, err := newNode(ctx, home, setup, "backbone", nil, func(_ *session.Session, b []byte) { received.Add(int64(len(b))) })
 	if err != nil {
 		return err
 	}
@@ -105,12 +110,14 @@ func Serve(ctx context.Context, home, transport string, ready func(Server) error
 		case <-ctx.Done():
 			return nil
 		}
+		group.Go(func() error { return consume(ctx, n) })
 		s.Agent, s.Node = n.Info().Agent, n.Info().Addrs
 		return ready(s)
 	})
 	return group.Wait()
 }
 
+// offer gives the node its capabilities.
 func offer(n *node.Node, received *atomic.Int64) error {
 	echo := func(_ context.Context, r *handlers.Request) (*handlers.Response, error) {
 		return &handlers.Response{Body: r.Body, Encoding: r.Encoding}, nil
@@ -118,49 +125,74 @@ func offer(n *node.Node, received *atomic.Int64) error {
 	count := func(context.Context, *handlers.Request) (*handlers.Response, error) {
 		return &handlers.Response{Body: strconv.AppendInt(nil, received.Load(), 10)}, nil
 	}
-	return errors.Join(
-		n.Registry().AddHandler(&capability.Capability{Name: echoCapability, Version: "1.0.0"}, handlers.HandlerFunc(echo)),
-		n.Registry().AddHandler(&capability.Capability{Name: countCapability, Version: "1.0.0"}, handlers.HandlerFunc(count)))
+	tell := func(context.Context, *handlers.Request) (*handlers.Response, error) {
+		u, err := usageNow()
+		if err != nil {
+			return nil, err
+		}
+		b, err := json.Marshal(u)
+		return &handlers.Response{Body: b}, err
+	}
+	var errs []error
+	for name, f := range map[string]handlers.HandlerFunc{echoCapability: echo, countCapability: count, usageCapability: tell} {
+		errs = append(errs, n.Registry().AddHandler(&capability.Capability{Name: name, Version: "1.0.0"}, f))
+	}
+	return errors.Join(errs...)
 }
 
-// newNode makes a node with an identity of its own in home, on loopback.
-func newNode(ctx context.Context, home, transport string, roles, bootstrap []string, data func(*session.Session, []byte)) (*node.Node, error) {
-	k, err := keys.Init(ctx, home, keys.InitOptions{Realm: realm, Passphrase: []byte(rand.Text()), Now: time.Now()})
-	if err != nil {
-		return nil, err
+// consume reads what comes for the node's inbox, in every session that has one,
+// until ctx ends.
+func consume(ctx context.Context, n *node.Node) error {
+	events := time.NewTicker(50 * time.Millisecond)
+	defer events.Stop()
+	cursors := map[signal.ID]uint64{}
+	for {
+		select {
+		case <-events.C:
+		case <-ctx.Done():
+			return nil
+		}
+		for _, i := range n.Sessions().Sessions(false) {
+			if i.Contract.QoS == signal.AtMostOnce {
+				continue
+			}
+			if err := empty(ctx, n, i.ID, cursors); err != nil && ctx.Err() == nil && wire.CodeOf(err) != wire.SessionClosed {
+				return fmt.Errorf("read the inbox of session %s: %w", i.ID, err)
+			}
+		}
 	}
-	c, err := config.Load(home, nil, nil)
-	if err != nil {
-		return nil, err
-	}
-	c.Node.Realm, c.Node.Roles = uint16(realm), roles
-	c.Networking.Listen, c.Networking.Bootstrap = []ma.Multiaddr{listenAddr(transport)}, bootstrap
-	c.Networking.NATStrategy = "none"
-	c.Observability.MetricsPort = 0
-	c.API.Listen = []string{"unix:" + home + "/api.sock"}
-	c.Signal.RatePerPeer, c.Signal.RateTotal = 1000, 1000
-	return node.New(node.Config{Home: home, Config: c, Keys: k, Log: zap.NewNop(), Version: "bench", Data: data})
 }
 
-func listenAddr(transport string) ma.Multiaddr {
-	if transport == "tcp" {
-		return ma.StringCast("/ip4/127.0.0.1/tcp/0")
+// empty reads all that a session's inbox has, behind its cursor.
+func empty(ctx context.Context, n *node.Node, id signal.ID, cursors map[signal.ID]uint64) error {
+	s, _, err := n.Sessions().Find(id.String())
+	if s == nil || err != nil {
+		return err
 	}
-	return ma.StringCast("/ip4/127.0.0.1/udp/0/quic-v1")
+	for {
+		batch, err := s.Messages(ctx, cursors[id], 1000, false)
+		if err != nil || batch.Cursor == cursors[id] {
+			return err
+		}
+		cursors[id] = batch.Cursor
+		if err := s.Consume(ctx, batch.Cursor); err != nil {
+			return err
+		}
+	}
 }
 
 // newRaw makes a bare libp2p host with the same transports and limits as a
 // node's.
-func newRaw(transport string) (*overlay.Host, error) {
+func newRaw(setup Setup) (*overlay.Host, error) {
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	return overlay.New(overlay.Config{Key: key, Listen: []ma.Multiaddr{listenAddr(transport)}, Log: zap.NewNop()})
+	return overlay.New(overlay.Config{Key: key, Listen: setup.listen(), Log: zap.NewNop()})
 }
 
-func serveRaw(transport string) (*overlay.Host, error) {
-	h, err := newRaw(transport)
+func serveRaw(setup Setup) (*overlay.Host, error) {
+	h, err := newRaw(setup)
 	if err != nil {
 		return nil, err
 	}

@@ -82,13 +82,17 @@ func FormatURL(a ma.Multiaddr) string {
 }
 
 // addrsOf returns the addresses of a listener; one on all interfaces has one for
-// each.
+// each, of both IP versions: Go listens on all even where asked for 0.0.0.0.
 func addrsOf(l net.Listener) ([]ma.Multiaddr, error) {
 	bound, err := manet.FromNetAddr(l.Addr())
 	if err != nil {
 		return nil, err
 	}
-	all, err := manet.ResolveUnspecifiedAddresses([]ma.Multiaddr{bound}, nil)
+	listened := []ma.Multiaddr{bound}
+	if manet.IsIPUnspecified(bound) {
+		listened = []ma.Multiaddr{append(ma.StringCast("/ip4/0.0.0.0"), bound[1:]...), append(ma.StringCast("/ip6/::"), bound[1:]...)}
+	}
+	all, err := manet.ResolveUnspecifiedAddresses(listened, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type Conn struct {
 	addr   ma.Multiaddr
 	ended  atomic.Pointer[ending]
 	finish func(wire.Code) // called once, after ended is set
+
+	abandon func() // lets nobody else use the connection below; nil on servers
 }
 
 // ending is how this side ended the stream.
@@ -94,6 +96,15 @@ func (c *Conn) Close() error {
 // Read and Write return, on a client within a tenth of a second.
 func (c *Conn) Reset(code wire.Code) {
 	c.end(code, wire.Errorf(code, "the link was reset"))
+}
+
+// Abandon is Reset for a peer that has fallen silent: the connection below is taken
+// for dead, and nothing new goes over it. Other streams on it are not touched.
+func (c *Conn) Abandon() {
+	if c.abandon != nil {
+		c.abandon()
+	}
+	c.Reset(wire.Unreachable)
 }
 
 func (c *Conn) end(code wire.Code, err error) {

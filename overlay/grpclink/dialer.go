@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
@@ -86,6 +87,39 @@ func (d *Dialer) Exchange(ctx context.Context, addr ma.Multiaddr, protocol strin
 	return out.Body, nil
 }
 
+// Connect makes sure that there is a connection to the server at addr, and makes
+// it if there is none.
+func (d *Dialer) Connect(ctx context.Context, addr ma.Multiaddr) error {
+	l, err := d.acquire(addr)
+	if err == nil {
+		err = l.connected(ctx)
+		d.release(l, err)
+	}
+	if err != nil {
+		return wire.Errorf(codeOf(err, nil), "connect to %s: %w", addr, err)
+	}
+	return nil
+}
+
+// connected waits until the link's connection is there, or has failed.
+func (l *link) connected(ctx context.Context) error {
+	l.conn.Connect()
+	for {
+		state := l.conn.GetState()
+		switch state {
+		case connectivity.Ready:
+			return nil
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return status.Error(codes.Unavailable, "no connection")
+		case connectivity.Idle: // it was there, and broke
+			l.conn.Connect()
+		}
+		if !l.conn.WaitForStateChange(ctx, state) {
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
+
 // Open opens a stream to the server at addr. ctx bounds the opening alone. It
 // does not wait for the server: if that refuses, Read says so.
 func (d *Dialer) Open(ctx context.Context, addr ma.Multiaddr) (*Conn, error) {
@@ -106,6 +140,11 @@ func (d *Dialer) Open(ctx context.Context, addr ma.Multiaddr) (*Conn, error) {
 	}
 	c := &Conn{in: reader{stream: st, trailer: st.Trailer}, out: writer{stream: st, pool: d.codec.pool}, addr: addr}
 	c.remote, _ = netip.ParseAddrPort(l.hostport) // or a name
+	c.abandon = func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.drop(l)
+	}
 	c.finish = func(code wire.Code) {
 		d.inBackground(func() {
 			c.hangUp(code, st, cancel)

@@ -177,16 +177,17 @@ func (c *channel) drain() {
 	}
 }
 
-// recycle keeps a buffer that was written for what gathers next.
+// recycle keeps a buffer that was written for what gathers next: a large one as
+// long as the channel is busy, for bulk would make one anew for each write.
 func (c *channel) recycle(b []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err == nil && c.spare == nil && cap(b) <= maxSpare {
+	if c.err == nil && c.spare == nil && (cap(b) <= maxSpare || c.busy && cap(b) <= 2*maxQueue) {
 		c.spare = b[:0]
 	}
 }
 
-// maxSpare bounds the buffer that an idle channel keeps.
+// maxSpare bounds each of the buffers that an idle channel keeps.
 const maxSpare = 64 << 10
 
 func (c *channel) push(b []byte) error {
@@ -199,9 +200,15 @@ func (c *channel) push(b []byte) error {
 	return err
 }
 
-// rest marks that nobody writes; c.mu is held.
+// rest marks that nobody writes, and nothing waits to be written; c.mu is held.
 func (c *channel) rest() {
 	c.busy = false
+	if cap(c.spare) > maxSpare {
+		c.spare = nil
+	}
+	if cap(c.queue) > maxSpare {
+		c.queue = nil
+	}
 	c.room.Broadcast()
 }
 

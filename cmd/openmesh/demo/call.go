@@ -176,7 +176,7 @@ func (m *mesh) handlerContext(_ context.Context, s *Step) error {
 	got := seen[i]
 	want := sighting{
 		Caller: from.id.Agent, Address: from.id.Address, Session: c.res.Session, Key: c.key,
-		Traceparent: got.Traceparent, Correlation: c.trace, Capability: sumName,
+		Traceparent: got.Traceparent, Correlation: c.trace, Capability: sumName, At: got.At,
 	}
 	if got != want {
 		return to.errorf("its handler was told %+v, want %+v", got, want)

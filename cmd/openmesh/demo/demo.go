@@ -3,6 +3,8 @@
 // loopback, temporary homes.
 //
 //	demo ─┬─ starts ──► backbone          directory server and bootstrap point
+//	      │             west, east        for a while, with routers of this process
+//	      │                               in front, which can lose datagrams
 //	      │             alice, bob, …     offer capabilities of three kinds:
 //	      │               │ http  ──────► desk: an HTTP server in this process
 //	      │               │ exec  ──────► the program's hidden demo-handler
@@ -33,7 +35,7 @@ const (
 )
 
 const (
-	stepTime  = 30 * time.Second // for one step
+	stepTime  = time.Minute      // for one step
 	clearTime = 15 * time.Second // for cleaning up
 )
 

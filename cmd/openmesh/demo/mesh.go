@@ -31,6 +31,7 @@ type mesh struct {
 	backbone *node
 	agents   []*node // the last one offers nothing and joins when all is there
 	desk     *desk
+	pair     *pair // of a failover that is under way
 
 	lastSum *called // the last call for a sum that was answered
 }
@@ -65,6 +66,8 @@ func (m *mesh) steps() []step {
 		{"call-api", m.callAPI},
 		{"leave", m.leave},
 		{"return", m.comeBack},
+		{"crash", m.crash},
+		{"failover", m.failover},
 	}
 	if m.cfg.Keep {
 		return append(all, step{"keep", m.keep})
@@ -319,7 +322,12 @@ func (m *mesh) clear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, clearTime)
 	defer cancel()
 	var errs error
-	_ = each(ctx, m.nodes(), func(ctx context.Context, n *node) error {
+	nodes := m.nodes()
+	if m.pair != nil {
+		nodes = append(nodes, m.pair.nodes()...)
+		defer m.pair.stop()
+	}
+	_ = each(ctx, nodes, func(ctx context.Context, n *node) error {
 		if n.proc != nil && n.proc.alive() {
 			grace, cancel := context.WithTimeout(ctx, clearTime/3)
 			defer cancel()

@@ -32,6 +32,7 @@ type node struct {
 	name, role string
 	home, log  string // paths
 	offers     []offer
+	flags      []string // of its daemon, beside those of all
 
 	id    identityLine
 	addrs []string    // multiaddrs, since it was ready first
@@ -120,6 +121,7 @@ func (m *mesh) start(ctx context.Context, n *node, bootstrap []string) error {
 		"run", "--metrics-port", "0",
 		"--set", "discovery.cache_ttl=" + cacheTTL.String(), "--set", "observability.log_format=console",
 	}
+	args = append(args, n.flags...)
 	for _, addr := range bootstrap {
 		args = append(args, "--bootstrap", addr)
 	}

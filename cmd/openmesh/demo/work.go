@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -146,6 +147,9 @@ func work(name string, body []byte) (map[string]any, error) {
 // sighting is what an HTTP handler was told of a request besides its body.
 type sighting struct {
 	Caller, Address, Session, Key, Traceparent, Correlation, Capability string
+
+	Redelivered bool // it may have been worked on before
+	At          time.Time
 }
 
 // desk is the HTTP server that agents hand their requests to.
@@ -156,6 +160,7 @@ type desk struct {
 
 	mu   sync.Mutex
 	seen []sighting
+	held chan struct{} // not nil: answers wait until it is closed
 }
 
 // openDesk serves on a port of loopback until it is closed.
@@ -189,7 +194,7 @@ func (d *desk) sum(w http.ResponseWriter, r *http.Request) {
 	d.note(sighting{
 		Caller: h.Get("x-mesh-caller-agent"), Address: h.Get("x-mesh-caller-address"), Session: h.Get("x-mesh-session"),
 		Key: h.Get("x-mesh-idempotency-key"), Traceparent: h.Get("traceparent"), Correlation: h.Get("x-mesh-trace-id"),
-		Capability: h.Get("x-mesh-capability"),
+		Capability: h.Get("x-mesh-capability"), Redelivered: h.Get("x-mesh-redelivered") == "true", At: time.Now(),
 	})
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWork))
 	if err != nil {
@@ -201,6 +206,7 @@ func (d *desk) sum(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	d.waitReleased(r.Context())
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(answer) // if the daemon went away, the call fails there
 }
@@ -209,6 +215,36 @@ func (d *desk) note(s sighting) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.seen = append(d.seen, s)
+}
+
+// hold lets all answers wait until release. Their requests are seen, and worked on.
+func (d *desk) hold() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held = make(chan struct{})
+}
+
+func (d *desk) release() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.held != nil {
+		close(d.held)
+		d.held = nil
+	}
+}
+
+// waitReleased returns when answers need not wait, or nobody waits for this one.
+func (d *desk) waitReleased(ctx context.Context) {
+	d.mu.Lock()
+	held := d.held
+	d.mu.Unlock()
+	if held == nil {
+		return
+	}
+	select {
+	case <-held:
+	case <-ctx.Done():
+	}
 }
 
 // sightings returns what has been seen so far, oldest first.

@@ -63,8 +63,10 @@ func TestRunFails(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
 	for name, cfg := range map[string]Config{
-		"worker":    {Workers: 2, Time: time.Second, New: func(context.Context) (Worker, error) { return Worker{}, broken }},
-		"operation": {Workers: 2, Time: time.Second, New: func(context.Context) (Worker, error) { return Worker{Do: func(context.Context) error { return broken }}, nil }},
+		"worker": {Workers: 2, Time: time.Second, New: func(context.Context) (Worker, error) { return Worker{}, broken }},
+		"operation": {Workers: 2, Time: time.Second, New: func(context.Context) (Worker, error) {
+			return Worker{Do: func(context.Context) error { return broken }}, nil
+		}},
 	} {
 		if _, err := Run(t.Context(), cfg); !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)

@@ -21,6 +21,7 @@ import (
 const (
 	Port          = 4747 // TCP and, for QUIC, UDP
 	WebSocketPort = 4748 // TCP
+	GRPCPort      = 4749 // TCP, if the test has them listen there
 )
 
 const (

@@ -5,7 +5,6 @@ package netlab_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -22,14 +21,22 @@ const capability = "lab/count"
 // mesh is a backbone node and two agents, each on a host: a offers something
 // that b calls.
 type mesh struct {
+	lab  *netlab.Lab
 	a, b *netlab.Daemon
 	work *counter
 }
 
 // counter is a's handler: it answers {"n": 7} with the same, and counts.
 type counter struct {
-	mu   sync.Mutex
-	seen map[int]int // times by n
+	pulse *pulse // of its work
+
+	mu       sync.Mutex
+	seen     map[int]int // times by n
+	repeated map[int]int // of these, as a repeat that may be one
+}
+
+func newCounter() *counter {
+	return &counter{pulse: newPulse(), seen: make(map[int]int), repeated: make(map[int]int)}
 }
 
 type number struct {
@@ -38,18 +45,18 @@ type number struct {
 
 func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var req number
-	body, err := io.ReadAll(r.Body)
-	if err == nil {
-		err = json.Unmarshal(body, &req)
-	}
-	if err != nil {
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	c.mu.Lock()
 	c.seen[req.N]++
+	if r.Header.Get("x-mesh-redelivered") == "true" {
+		c.repeated[req.N]++
+	}
 	c.mu.Unlock()
-	_, _ = w.Write(body) // if it is still wanted
+	c.pulse.beat()
+	fmt.Fprintf(w, `{"n": %d}`, req.N) // if it is still wanted
 }
 
 func (c *counter) times(n int) int {
@@ -58,13 +65,56 @@ func (c *counter) times(n int) int {
 	return c.seen[n]
 }
 
+// await waits until n numbers have been worked on, but not for long.
+func (c *counter) await(n int, atMost time.Duration) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(atMost); ; {
+		c.mu.Lock()
+		got := len(c.seen)
+		c.mu.Unlock()
+		if got >= n {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return
+		}
+	}
+}
+
+// faults are the numbers below n that nobody worked on, and those that were worked
+// on more than once without a word that it may be so.
+func (c *counter) faults(n int) (missing, twice []int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range n {
+		switch first := c.seen[i] - c.repeated[i]; {
+		case c.seen[i] == 0:
+			missing = append(missing, i)
+		case first > 1:
+			twice = append(twice, i)
+		}
+	}
+	return missing, twice
+}
+
 // newMesh brings a mesh up and returns when b finds what a offers. Before b's
 // daemon starts, its host may be restricted.
 func newMesh(t *testing.T, env map[string]string, restrict func(b *netlab.Firewall)) *mesh {
 	t.Helper()
+	m := newDaemons(t, env, restrict)
+	m.awaitOffer(t)
+	return m
+}
+
+// newDaemons is newMesh for a b that may not find anything.
+func newDaemons(t *testing.T, env map[string]string, restrict func(b *netlab.Firewall)) *mesh {
+	t.Helper()
 	lab := netlab.New(t)
 	lab.Backbone(lab.Host("backbone"), env)
-	m := &mesh{work: &counter{seen: make(map[int]int)}}
+	m := &mesh{lab: lab, work: newCounter()}
 	a, b := lab.Host("a"), lab.Host("b")
 	listener := a.Listen("127.0.0.1:0")
 	go http.Serve(listener, m.work) // until the listener closes
@@ -78,7 +128,6 @@ func newMesh(t *testing.T, env map[string]string, restrict func(b *netlab.Firewa
 		restrict(b.Firewall())
 	}
 	m.b = lab.Daemon(b, "b", env)
-	m.awaitOffer(t)
 	return m
 }
 

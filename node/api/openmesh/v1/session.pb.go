@@ -232,8 +232,12 @@ type CallResponse struct {
 	Suite     string  `protobuf:"bytes,9,opt,name=suite,proto3" json:"suite,omitempty"`
 	ElapsedMs float64 `protobuf:"fixed64,10,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
 	// W3C trace id.
-	Trace         string `protobuf:"bytes,11,opt,name=trace,proto3" json:"trace,omitempty"`
-	Capability    string `protobuf:"bytes,12,opt,name=capability,proto3" json:"capability,omitempty"`
+	Trace      string `protobuf:"bytes,11,opt,name=trace,proto3" json:"trace,omitempty"`
+	Capability string `protobuf:"bytes,12,opt,name=capability,proto3" json:"capability,omitempty"`
+	// What request or response lost where this node translated them.
+	Warnings []string `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// How many parts the response came in; 0: it was one document.
+	Parts         uint32 `protobuf:"varint,14,opt,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -363,6 +367,20 @@ func (x *CallResponse) GetCapability() string {
 	return ""
 }
 
+func (x *CallResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *CallResponse) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
 type isCallResponse_Body interface {
 	isCallResponse_Body()
 }
@@ -378,6 +396,106 @@ type CallResponse_Protobuf struct {
 func (*CallResponse_Json) isCallResponse_Body() {}
 
 func (*CallResponse_Protobuf) isCallResponse_Body() {}
+
+// CallPart is a part of a response, or how the call went: the last message.
+type CallPart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*CallPart_Json
+	//	*CallPart_Protobuf
+	//	*CallPart_Final
+	Part          isCallPart_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallPart) Reset() {
+	*x = CallPart{}
+	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallPart) ProtoMessage() {}
+
+func (x *CallPart) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallPart.ProtoReflect.Descriptor instead.
+func (*CallPart) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CallPart) GetPart() isCallPart_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *CallPart) GetJson() string {
+	if x != nil {
+		if x, ok := x.Part.(*CallPart_Json); ok {
+			return x.Json
+		}
+	}
+	return ""
+}
+
+func (x *CallPart) GetProtobuf() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*CallPart_Protobuf); ok {
+			return x.Protobuf
+		}
+	}
+	return nil
+}
+
+func (x *CallPart) GetFinal() *CallResponse {
+	if x != nil {
+		if x, ok := x.Part.(*CallPart_Final); ok {
+			return x.Final
+		}
+	}
+	return nil
+}
+
+type isCallPart_Part interface {
+	isCallPart_Part()
+}
+
+type CallPart_Json struct {
+	Json string `protobuf:"bytes,1,opt,name=json,proto3,oneof"`
+}
+
+type CallPart_Protobuf struct {
+	Protobuf []byte `protobuf:"bytes,2,opt,name=protobuf,proto3,oneof"`
+}
+
+type CallPart_Final struct {
+	// Without a body.
+	Final *CallResponse `protobuf:"bytes,3,opt,name=final,proto3,oneof"`
+}
+
+func (*CallPart_Json) isCallPart_Part() {}
+
+func (*CallPart_Protobuf) isCallPart_Part() {}
+
+func (*CallPart_Final) isCallPart_Part() {}
 
 type OpenSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -408,7 +526,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	mi := &file_openmesh_v1_session_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +538,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[2]
+	mi := &file_openmesh_v1_session_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +551,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{2}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *OpenSessionRequest) GetTargets() []string {
@@ -562,7 +680,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[3]
+	mi := &file_openmesh_v1_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +692,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[3]
+	mi := &file_openmesh_v1_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +705,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{3}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SendRequest) GetSession() string {
@@ -690,7 +808,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[4]
+	mi := &file_openmesh_v1_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +820,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[4]
+	mi := &file_openmesh_v1_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +833,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{4}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SendResponse) GetDeliveries() []*Delivery {
@@ -745,16 +863,21 @@ type Delivery struct {
 	//
 	//	*Delivery_Json
 	//	*Delivery_Protobuf
-	Response      isDelivery_Response `protobuf_oneof:"response"`
-	Attempts      uint32              `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	ElapsedMs     float64             `protobuf:"fixed64,12,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	Response  isDelivery_Response `protobuf_oneof:"response"`
+	Attempts  uint32              `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	ElapsedMs float64             `protobuf:"fixed64,12,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	// name@vVERSION of the body that was sent, if its schema was named; only in the
+	// answer to Send.
+	Schema string `protobuf:"bytes,13,opt,name=schema,proto3" json:"schema,omitempty"`
+	// What the body lost in translation to that version; only in the answer to Send.
+	Warnings      []string `protobuf:"bytes,14,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[5]
+	mi := &file_openmesh_v1_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +889,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[5]
+	mi := &file_openmesh_v1_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +902,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Delivery) GetAgent() string {
@@ -877,6 +1000,20 @@ func (x *Delivery) GetElapsedMs() float64 {
 	return 0
 }
 
+func (x *Delivery) GetSchema() string {
+	if x != nil {
+		return x.Schema
+	}
+	return ""
+}
+
+func (x *Delivery) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type isDelivery_Response interface {
 	isDelivery_Response()
 }
@@ -905,7 +1042,7 @@ type OutcomeRequest struct {
 
 func (x *OutcomeRequest) Reset() {
 	*x = OutcomeRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[6]
+	mi := &file_openmesh_v1_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1054,7 @@ func (x *OutcomeRequest) String() string {
 func (*OutcomeRequest) ProtoMessage() {}
 
 func (x *OutcomeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[6]
+	mi := &file_openmesh_v1_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1067,7 @@ func (x *OutcomeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeRequest.ProtoReflect.Descriptor instead.
 func (*OutcomeRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *OutcomeRequest) GetSession() string {
@@ -971,7 +1108,7 @@ type ReceiveRequest struct {
 
 func (x *ReceiveRequest) Reset() {
 	*x = ReceiveRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[7]
+	mi := &file_openmesh_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1120,7 @@ func (x *ReceiveRequest) String() string {
 func (*ReceiveRequest) ProtoMessage() {}
 
 func (x *ReceiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[7]
+	mi := &file_openmesh_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1133,7 @@ func (x *ReceiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiveRequest.ProtoReflect.Descriptor instead.
 func (*ReceiveRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReceiveRequest) GetSession() string {
@@ -1047,7 +1184,7 @@ type ReceiveResponse struct {
 
 func (x *ReceiveResponse) Reset() {
 	*x = ReceiveResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[8]
+	mi := &file_openmesh_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1196,7 @@ func (x *ReceiveResponse) String() string {
 func (*ReceiveResponse) ProtoMessage() {}
 
 func (x *ReceiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[8]
+	mi := &file_openmesh_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1209,7 @@ func (x *ReceiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiveResponse.ProtoReflect.Descriptor instead.
 func (*ReceiveResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReceiveResponse) GetMessages() []*ReceivedMessage {
@@ -1111,14 +1248,20 @@ type ReceivedMessage struct {
 	Redelivered   bool   `protobuf:"varint,7,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
 	Traceparent   string `protobuf:"bytes,8,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	CorrelationId string `protobuf:"bytes,9,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
-	Schema        string `protobuf:"bytes,10,opt,name=schema,proto3" json:"schema,omitempty"`
+	// name@vVERSION of the body, in a version that this agent speaks if it can be
+	// translated to one.
+	Schema string `protobuf:"bytes,10,opt,name=schema,proto3" json:"schema,omitempty"`
+	// The schema that it came in, if the body was translated.
+	OriginalSchema string `protobuf:"bytes,11,opt,name=original_schema,json=originalSchema,proto3" json:"original_schema,omitempty"`
+	// What it lost in translation, or why it could not be translated.
+	Warnings      []string `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReceivedMessage) Reset() {
 	*x = ReceivedMessage{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[9]
+	mi := &file_openmesh_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1273,7 @@ func (x *ReceivedMessage) String() string {
 func (*ReceivedMessage) ProtoMessage() {}
 
 func (x *ReceivedMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[9]
+	mi := &file_openmesh_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1286,7 @@ func (x *ReceivedMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceivedMessage.ProtoReflect.Descriptor instead.
 func (*ReceivedMessage) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReceivedMessage) GetSequence() uint64 {
@@ -1227,6 +1370,20 @@ func (x *ReceivedMessage) GetSchema() string {
 	return ""
 }
 
+func (x *ReceivedMessage) GetOriginalSchema() string {
+	if x != nil {
+		return x.OriginalSchema
+	}
+	return ""
+}
+
+func (x *ReceivedMessage) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type isReceivedMessage_Body interface {
 	isReceivedMessage_Body()
 }
@@ -1253,7 +1410,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[10]
+	mi := &file_openmesh_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1422,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[10]
+	mi := &file_openmesh_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1435,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Gap) GetFrom() uint64 {
@@ -1305,7 +1462,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[11]
+	mi := &file_openmesh_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1474,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[11]
+	mi := &file_openmesh_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1487,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListSessionsRequest) GetAll() bool {
@@ -1349,7 +1506,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[12]
+	mi := &file_openmesh_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1518,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[12]
+	mi := &file_openmesh_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1531,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*SessionInfo {
@@ -1394,7 +1551,7 @@ type ShowSessionRequest struct {
 
 func (x *ShowSessionRequest) Reset() {
 	*x = ShowSessionRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[13]
+	mi := &file_openmesh_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1563,7 @@ func (x *ShowSessionRequest) String() string {
 func (*ShowSessionRequest) ProtoMessage() {}
 
 func (x *ShowSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[13]
+	mi := &file_openmesh_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1576,7 @@ func (x *ShowSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowSessionRequest.ProtoReflect.Descriptor instead.
 func (*ShowSessionRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ShowSessionRequest) GetSession() string {
@@ -1440,7 +1597,7 @@ type CloseSessionRequest struct {
 
 func (x *CloseSessionRequest) Reset() {
 	*x = CloseSessionRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[14]
+	mi := &file_openmesh_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1609,7 @@ func (x *CloseSessionRequest) String() string {
 func (*CloseSessionRequest) ProtoMessage() {}
 
 func (x *CloseSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[14]
+	mi := &file_openmesh_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1622,7 @@ func (x *CloseSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSessionRequest.ProtoReflect.Descriptor instead.
 func (*CloseSessionRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{14}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CloseSessionRequest) GetSession() string {
@@ -1522,7 +1679,7 @@ type SessionInfo struct {
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[15]
+	mi := &file_openmesh_v1_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1691,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[15]
+	mi := &file_openmesh_v1_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1704,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{15}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SessionInfo) GetSession() string {
@@ -1721,7 +1878,7 @@ type AppProtocol struct {
 
 func (x *AppProtocol) Reset() {
 	*x = AppProtocol{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[16]
+	mi := &file_openmesh_v1_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1890,7 @@ func (x *AppProtocol) String() string {
 func (*AppProtocol) ProtoMessage() {}
 
 func (x *AppProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[16]
+	mi := &file_openmesh_v1_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1903,7 @@ func (x *AppProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppProtocol.ProtoReflect.Descriptor instead.
 func (*AppProtocol) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{16}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AppProtocol) GetName() string {
@@ -1779,7 +1936,7 @@ type Notice struct {
 
 func (x *Notice) Reset() {
 	*x = Notice{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[17]
+	mi := &file_openmesh_v1_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1948,7 @@ func (x *Notice) String() string {
 func (*Notice) ProtoMessage() {}
 
 func (x *Notice) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[17]
+	mi := &file_openmesh_v1_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1961,7 @@ func (x *Notice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notice.ProtoReflect.Descriptor instead.
 func (*Notice) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{17}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Notice) GetDirection() string {
@@ -1850,7 +2007,7 @@ type Channel struct {
 
 func (x *Channel) Reset() {
 	*x = Channel{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[18]
+	mi := &file_openmesh_v1_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +2019,7 @@ func (x *Channel) String() string {
 func (*Channel) ProtoMessage() {}
 
 func (x *Channel) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[18]
+	mi := &file_openmesh_v1_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2032,7 @@ func (x *Channel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Channel.ProtoReflect.Descriptor instead.
 func (*Channel) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{18}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Channel) GetKind() string {
@@ -1935,7 +2092,7 @@ type Contract struct {
 
 func (x *Contract) Reset() {
 	*x = Contract{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[19]
+	mi := &file_openmesh_v1_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2104,7 @@ func (x *Contract) String() string {
 func (*Contract) ProtoMessage() {}
 
 func (x *Contract) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[19]
+	mi := &file_openmesh_v1_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2117,7 @@ func (x *Contract) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contract.ProtoReflect.Descriptor instead.
 func (*Contract) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{19}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Contract) GetQos() string {
@@ -2061,7 +2218,7 @@ type Retry struct {
 
 func (x *Retry) Reset() {
 	*x = Retry{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[20]
+	mi := &file_openmesh_v1_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2230,7 @@ func (x *Retry) String() string {
 func (*Retry) ProtoMessage() {}
 
 func (x *Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[20]
+	mi := &file_openmesh_v1_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2243,7 @@ func (x *Retry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry.ProtoReflect.Descriptor instead.
 func (*Retry) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{20}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Retry) GetMax() uint32 {
@@ -2132,7 +2289,7 @@ type WatchSessionsRequest struct {
 
 func (x *WatchSessionsRequest) Reset() {
 	*x = WatchSessionsRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[21]
+	mi := &file_openmesh_v1_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2301,7 @@ func (x *WatchSessionsRequest) String() string {
 func (*WatchSessionsRequest) ProtoMessage() {}
 
 func (x *WatchSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[21]
+	mi := &file_openmesh_v1_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2314,7 @@ func (x *WatchSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionsRequest.ProtoReflect.Descriptor instead.
 func (*WatchSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{21}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{22}
 }
 
 type SessionEvent struct {
@@ -2175,7 +2332,7 @@ type SessionEvent struct {
 
 func (x *SessionEvent) Reset() {
 	*x = SessionEvent{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[22]
+	mi := &file_openmesh_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2344,7 @@ func (x *SessionEvent) String() string {
 func (*SessionEvent) ProtoMessage() {}
 
 func (x *SessionEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[22]
+	mi := &file_openmesh_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2357,7 @@ func (x *SessionEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionEvent.ProtoReflect.Descriptor instead.
 func (*SessionEvent) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SessionEvent) GetSession() string {
@@ -2257,7 +2414,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[23]
+	mi := &file_openmesh_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2269,7 +2426,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[23]
+	mi := &file_openmesh_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2282,7 +2439,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PullRequest) GetCapabilities() []string {
@@ -2326,7 +2483,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[24]
+	mi := &file_openmesh_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +2495,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[24]
+	mi := &file_openmesh_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +2508,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PullResponse) GetId() string {
@@ -2481,14 +2638,17 @@ type ReplyRequest struct {
 	//	*ReplyRequest_Protobuf
 	Body isReplyRequest_Body `protobuf_oneof:"body"`
 	// Set instead of a body: the work failed, with this message in the log.
-	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// The body is a part of the response, and another Reply will follow: a last part,
+	// an error, or nothing at all, which ends it too.
+	More          bool `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplyRequest) Reset() {
 	*x = ReplyRequest{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[25]
+	mi := &file_openmesh_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2660,7 @@ func (x *ReplyRequest) String() string {
 func (*ReplyRequest) ProtoMessage() {}
 
 func (x *ReplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[25]
+	mi := &file_openmesh_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2673,7 @@ func (x *ReplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplyRequest.ProtoReflect.Descriptor instead.
 func (*ReplyRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReplyRequest) GetId() string {
@@ -2555,6 +2715,13 @@ func (x *ReplyRequest) GetError() string {
 	return ""
 }
 
+func (x *ReplyRequest) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type isReplyRequest_Body interface {
 	isReplyRequest_Body()
 }
@@ -2579,7 +2746,7 @@ type ReplyResponse struct {
 
 func (x *ReplyResponse) Reset() {
 	*x = ReplyResponse{}
-	mi := &file_openmesh_v1_session_proto_msgTypes[26]
+	mi := &file_openmesh_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2758,7 @@ func (x *ReplyResponse) String() string {
 func (*ReplyResponse) ProtoMessage() {}
 
 func (x *ReplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_session_proto_msgTypes[26]
+	mi := &file_openmesh_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2771,7 @@ func (x *ReplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplyResponse.ProtoReflect.Descriptor instead.
 func (*ReplyResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_openmesh_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 var File_openmesh_v1_session_proto protoreflect.FileDescriptor
@@ -2631,7 +2798,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x05class\x18\f \x01(\tR\x05class\x12\x1c\n" +
 	"\tmultipath\x18\r \x01(\rR\tmultipath\x12\x1a\n" +
 	"\bcontract\x18\x0e \x01(\tR\bcontractB\x06\n" +
-	"\x04body\"\xdc\x02\n" +
+	"\x04body\"\x8e\x03\n" +
 	"\fCallResponse\x12\x14\n" +
 	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x1c\n" +
 	"\bprotobuf\x18\x02 \x01(\fH\x00R\bprotobuf\x12\x14\n" +
@@ -2648,8 +2815,15 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x05trace\x18\v \x01(\tR\x05trace\x12\x1e\n" +
 	"\n" +
 	"capability\x18\f \x01(\tR\n" +
-	"capabilityB\x06\n" +
-	"\x04body\"\xc3\x03\n" +
+	"capability\x12\x1a\n" +
+	"\bwarnings\x18\r \x03(\tR\bwarnings\x12\x14\n" +
+	"\x05parts\x18\x0e \x01(\rR\x05partsB\x06\n" +
+	"\x04body\"y\n" +
+	"\bCallPart\x12\x14\n" +
+	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x1c\n" +
+	"\bprotobuf\x18\x02 \x01(\fH\x00R\bprotobuf\x121\n" +
+	"\x05final\x18\x03 \x01(\v2\x19.openmesh.v1.CallResponseH\x00R\x05finalB\x06\n" +
+	"\x04part\"\xc3\x03\n" +
 	"\x12OpenSessionRequest\x12\x18\n" +
 	"\atargets\x18\x01 \x03(\tR\atargets\x12\x10\n" +
 	"\x03qos\x18\x02 \x01(\tR\x03qos\x12\x18\n" +
@@ -2685,7 +2859,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\fSendResponse\x125\n" +
 	"\n" +
 	"deliveries\x18\x01 \x03(\v2\x15.openmesh.v1.DeliveryR\n" +
-	"deliveries\"\xc5\x02\n" +
+	"deliveries\"\xf9\x02\n" +
 	"\bDelivery\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
@@ -2700,7 +2874,9 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	" \x01(\fH\x00R\bprotobuf\x12\x1a\n" +
 	"\battempts\x18\v \x01(\rR\battempts\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\f \x01(\x01R\telapsedMsB\n" +
+	"elapsed_ms\x18\f \x01(\x01R\telapsedMs\x12\x16\n" +
+	"\x06schema\x18\r \x01(\tR\x06schema\x12\x1a\n" +
+	"\bwarnings\x18\x0e \x03(\tR\bwarningsB\n" +
 	"\n" +
 	"\bresponse\"U\n" +
 	"\x0eOutcomeRequest\x12\x18\n" +
@@ -2716,7 +2892,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x0fReceiveResponse\x128\n" +
 	"\bmessages\x18\x01 \x03(\v2\x1c.openmesh.v1.ReceivedMessageR\bmessages\x12$\n" +
 	"\x04gaps\x18\x02 \x03(\v2\x10.openmesh.v1.GapR\x04gaps\x12\x16\n" +
-	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\"\xb0\x02\n" +
+	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\"\xf5\x02\n" +
 	"\x0fReceivedMessage\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
@@ -2728,7 +2904,9 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\vtraceparent\x18\b \x01(\tR\vtraceparent\x12%\n" +
 	"\x0ecorrelation_id\x18\t \x01(\tR\rcorrelationId\x12\x16\n" +
 	"\x06schema\x18\n" +
-	" \x01(\tR\x06schemaB\x06\n" +
+	" \x01(\tR\x06schema\x12'\n" +
+	"\x0foriginal_schema\x18\v \x01(\tR\x0eoriginalSchema\x12\x1a\n" +
+	"\bwarnings\x18\f \x03(\tR\bwarningsB\x06\n" +
 	"\x04body\")\n" +
 	"\x03Gap\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x0e\n" +
@@ -2837,16 +3015,19 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x0ecorrelation_id\x18\v \x01(\tR\rcorrelationId\x12\x1a\n" +
 	"\bdeadline\x18\f \x01(\tR\bdeadline\x12 \n" +
 	"\vredelivered\x18\r \x01(\bR\vredeliveredB\x06\n" +
-	"\x04body\"p\n" +
+	"\x04body\"\x84\x01\n" +
 	"\fReplyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x04json\x18\x02 \x01(\tH\x00R\x04json\x12\x1c\n" +
 	"\bprotobuf\x18\x03 \x01(\fH\x00R\bprotobuf\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05errorB\x06\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\bR\x04moreB\x06\n" +
 	"\x04body\"\x0f\n" +
-	"\rReplyResponse2\xe6\x05\n" +
+	"\rReplyResponse2\xa7\x06\n" +
 	"\aSession\x12;\n" +
-	"\x04Call\x12\x18.openmesh.v1.CallRequest\x1a\x19.openmesh.v1.CallResponse\x12K\n" +
+	"\x04Call\x12\x18.openmesh.v1.CallRequest\x1a\x19.openmesh.v1.CallResponse\x12?\n" +
+	"\n" +
+	"CallStream\x12\x18.openmesh.v1.CallRequest\x1a\x15.openmesh.v1.CallPart0\x01\x12K\n" +
 	"\x04List\x12 .openmesh.v1.ListSessionsRequest\x1a!.openmesh.v1.ListSessionsResponse\x12A\n" +
 	"\x04Show\x12\x1f.openmesh.v1.ShowSessionRequest\x1a\x18.openmesh.v1.SessionInfo\x12C\n" +
 	"\x05Close\x12 .openmesh.v1.CloseSessionRequest\x1a\x18.openmesh.v1.SessionInfo\x12A\n" +
@@ -2870,77 +3051,81 @@ func file_openmesh_v1_session_proto_rawDescGZIP() []byte {
 	return file_openmesh_v1_session_proto_rawDescData
 }
 
-var file_openmesh_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_openmesh_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_openmesh_v1_session_proto_goTypes = []any{
 	(*CallRequest)(nil),          // 0: openmesh.v1.CallRequest
 	(*CallResponse)(nil),         // 1: openmesh.v1.CallResponse
-	(*OpenSessionRequest)(nil),   // 2: openmesh.v1.OpenSessionRequest
-	(*SendRequest)(nil),          // 3: openmesh.v1.SendRequest
-	(*SendResponse)(nil),         // 4: openmesh.v1.SendResponse
-	(*Delivery)(nil),             // 5: openmesh.v1.Delivery
-	(*OutcomeRequest)(nil),       // 6: openmesh.v1.OutcomeRequest
-	(*ReceiveRequest)(nil),       // 7: openmesh.v1.ReceiveRequest
-	(*ReceiveResponse)(nil),      // 8: openmesh.v1.ReceiveResponse
-	(*ReceivedMessage)(nil),      // 9: openmesh.v1.ReceivedMessage
-	(*Gap)(nil),                  // 10: openmesh.v1.Gap
-	(*ListSessionsRequest)(nil),  // 11: openmesh.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil), // 12: openmesh.v1.ListSessionsResponse
-	(*ShowSessionRequest)(nil),   // 13: openmesh.v1.ShowSessionRequest
-	(*CloseSessionRequest)(nil),  // 14: openmesh.v1.CloseSessionRequest
-	(*SessionInfo)(nil),          // 15: openmesh.v1.SessionInfo
-	(*AppProtocol)(nil),          // 16: openmesh.v1.AppProtocol
-	(*Notice)(nil),               // 17: openmesh.v1.Notice
-	(*Channel)(nil),              // 18: openmesh.v1.Channel
-	(*Contract)(nil),             // 19: openmesh.v1.Contract
-	(*Retry)(nil),                // 20: openmesh.v1.Retry
-	(*WatchSessionsRequest)(nil), // 21: openmesh.v1.WatchSessionsRequest
-	(*SessionEvent)(nil),         // 22: openmesh.v1.SessionEvent
-	(*PullRequest)(nil),          // 23: openmesh.v1.PullRequest
-	(*PullResponse)(nil),         // 24: openmesh.v1.PullResponse
-	(*ReplyRequest)(nil),         // 25: openmesh.v1.ReplyRequest
-	(*ReplyResponse)(nil),        // 26: openmesh.v1.ReplyResponse
-	(*Path)(nil),                 // 27: openmesh.v1.Path
+	(*CallPart)(nil),             // 2: openmesh.v1.CallPart
+	(*OpenSessionRequest)(nil),   // 3: openmesh.v1.OpenSessionRequest
+	(*SendRequest)(nil),          // 4: openmesh.v1.SendRequest
+	(*SendResponse)(nil),         // 5: openmesh.v1.SendResponse
+	(*Delivery)(nil),             // 6: openmesh.v1.Delivery
+	(*OutcomeRequest)(nil),       // 7: openmesh.v1.OutcomeRequest
+	(*ReceiveRequest)(nil),       // 8: openmesh.v1.ReceiveRequest
+	(*ReceiveResponse)(nil),      // 9: openmesh.v1.ReceiveResponse
+	(*ReceivedMessage)(nil),      // 10: openmesh.v1.ReceivedMessage
+	(*Gap)(nil),                  // 11: openmesh.v1.Gap
+	(*ListSessionsRequest)(nil),  // 12: openmesh.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil), // 13: openmesh.v1.ListSessionsResponse
+	(*ShowSessionRequest)(nil),   // 14: openmesh.v1.ShowSessionRequest
+	(*CloseSessionRequest)(nil),  // 15: openmesh.v1.CloseSessionRequest
+	(*SessionInfo)(nil),          // 16: openmesh.v1.SessionInfo
+	(*AppProtocol)(nil),          // 17: openmesh.v1.AppProtocol
+	(*Notice)(nil),               // 18: openmesh.v1.Notice
+	(*Channel)(nil),              // 19: openmesh.v1.Channel
+	(*Contract)(nil),             // 20: openmesh.v1.Contract
+	(*Retry)(nil),                // 21: openmesh.v1.Retry
+	(*WatchSessionsRequest)(nil), // 22: openmesh.v1.WatchSessionsRequest
+	(*SessionEvent)(nil),         // 23: openmesh.v1.SessionEvent
+	(*PullRequest)(nil),          // 24: openmesh.v1.PullRequest
+	(*PullResponse)(nil),         // 25: openmesh.v1.PullResponse
+	(*ReplyRequest)(nil),         // 26: openmesh.v1.ReplyRequest
+	(*ReplyResponse)(nil),        // 27: openmesh.v1.ReplyResponse
+	(*Path)(nil),                 // 28: openmesh.v1.Path
 }
 var file_openmesh_v1_session_proto_depIdxs = []int32{
-	27, // 0: openmesh.v1.CallResponse.path:type_name -> openmesh.v1.Path
-	5,  // 1: openmesh.v1.SendResponse.deliveries:type_name -> openmesh.v1.Delivery
-	9,  // 2: openmesh.v1.ReceiveResponse.messages:type_name -> openmesh.v1.ReceivedMessage
-	10, // 3: openmesh.v1.ReceiveResponse.gaps:type_name -> openmesh.v1.Gap
-	15, // 4: openmesh.v1.ListSessionsResponse.sessions:type_name -> openmesh.v1.SessionInfo
-	18, // 5: openmesh.v1.SessionInfo.channels:type_name -> openmesh.v1.Channel
-	19, // 6: openmesh.v1.SessionInfo.contract:type_name -> openmesh.v1.Contract
-	22, // 7: openmesh.v1.SessionInfo.history:type_name -> openmesh.v1.SessionEvent
-	17, // 8: openmesh.v1.SessionInfo.notices:type_name -> openmesh.v1.Notice
-	15, // 9: openmesh.v1.SessionInfo.members:type_name -> openmesh.v1.SessionInfo
-	16, // 10: openmesh.v1.SessionInfo.protocols:type_name -> openmesh.v1.AppProtocol
-	20, // 11: openmesh.v1.Contract.retry:type_name -> openmesh.v1.Retry
-	0,  // 12: openmesh.v1.Session.Call:input_type -> openmesh.v1.CallRequest
-	11, // 13: openmesh.v1.Session.List:input_type -> openmesh.v1.ListSessionsRequest
-	13, // 14: openmesh.v1.Session.Show:input_type -> openmesh.v1.ShowSessionRequest
-	14, // 15: openmesh.v1.Session.Close:input_type -> openmesh.v1.CloseSessionRequest
-	2,  // 16: openmesh.v1.Session.Open:input_type -> openmesh.v1.OpenSessionRequest
-	3,  // 17: openmesh.v1.Session.Send:input_type -> openmesh.v1.SendRequest
-	6,  // 18: openmesh.v1.Session.Outcome:input_type -> openmesh.v1.OutcomeRequest
-	7,  // 19: openmesh.v1.Session.Receive:input_type -> openmesh.v1.ReceiveRequest
-	21, // 20: openmesh.v1.Session.Watch:input_type -> openmesh.v1.WatchSessionsRequest
-	23, // 21: openmesh.v1.Session.Pull:input_type -> openmesh.v1.PullRequest
-	25, // 22: openmesh.v1.Session.Reply:input_type -> openmesh.v1.ReplyRequest
-	1,  // 23: openmesh.v1.Session.Call:output_type -> openmesh.v1.CallResponse
-	12, // 24: openmesh.v1.Session.List:output_type -> openmesh.v1.ListSessionsResponse
-	15, // 25: openmesh.v1.Session.Show:output_type -> openmesh.v1.SessionInfo
-	15, // 26: openmesh.v1.Session.Close:output_type -> openmesh.v1.SessionInfo
-	15, // 27: openmesh.v1.Session.Open:output_type -> openmesh.v1.SessionInfo
-	4,  // 28: openmesh.v1.Session.Send:output_type -> openmesh.v1.SendResponse
-	5,  // 29: openmesh.v1.Session.Outcome:output_type -> openmesh.v1.Delivery
-	8,  // 30: openmesh.v1.Session.Receive:output_type -> openmesh.v1.ReceiveResponse
-	22, // 31: openmesh.v1.Session.Watch:output_type -> openmesh.v1.SessionEvent
-	24, // 32: openmesh.v1.Session.Pull:output_type -> openmesh.v1.PullResponse
-	26, // 33: openmesh.v1.Session.Reply:output_type -> openmesh.v1.ReplyResponse
-	23, // [23:34] is the sub-list for method output_type
-	12, // [12:23] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	28, // 0: openmesh.v1.CallResponse.path:type_name -> openmesh.v1.Path
+	1,  // 1: openmesh.v1.CallPart.final:type_name -> openmesh.v1.CallResponse
+	6,  // 2: openmesh.v1.SendResponse.deliveries:type_name -> openmesh.v1.Delivery
+	10, // 3: openmesh.v1.ReceiveResponse.messages:type_name -> openmesh.v1.ReceivedMessage
+	11, // 4: openmesh.v1.ReceiveResponse.gaps:type_name -> openmesh.v1.Gap
+	16, // 5: openmesh.v1.ListSessionsResponse.sessions:type_name -> openmesh.v1.SessionInfo
+	19, // 6: openmesh.v1.SessionInfo.channels:type_name -> openmesh.v1.Channel
+	20, // 7: openmesh.v1.SessionInfo.contract:type_name -> openmesh.v1.Contract
+	23, // 8: openmesh.v1.SessionInfo.history:type_name -> openmesh.v1.SessionEvent
+	18, // 9: openmesh.v1.SessionInfo.notices:type_name -> openmesh.v1.Notice
+	16, // 10: openmesh.v1.SessionInfo.members:type_name -> openmesh.v1.SessionInfo
+	17, // 11: openmesh.v1.SessionInfo.protocols:type_name -> openmesh.v1.AppProtocol
+	21, // 12: openmesh.v1.Contract.retry:type_name -> openmesh.v1.Retry
+	0,  // 13: openmesh.v1.Session.Call:input_type -> openmesh.v1.CallRequest
+	0,  // 14: openmesh.v1.Session.CallStream:input_type -> openmesh.v1.CallRequest
+	12, // 15: openmesh.v1.Session.List:input_type -> openmesh.v1.ListSessionsRequest
+	14, // 16: openmesh.v1.Session.Show:input_type -> openmesh.v1.ShowSessionRequest
+	15, // 17: openmesh.v1.Session.Close:input_type -> openmesh.v1.CloseSessionRequest
+	3,  // 18: openmesh.v1.Session.Open:input_type -> openmesh.v1.OpenSessionRequest
+	4,  // 19: openmesh.v1.Session.Send:input_type -> openmesh.v1.SendRequest
+	7,  // 20: openmesh.v1.Session.Outcome:input_type -> openmesh.v1.OutcomeRequest
+	8,  // 21: openmesh.v1.Session.Receive:input_type -> openmesh.v1.ReceiveRequest
+	22, // 22: openmesh.v1.Session.Watch:input_type -> openmesh.v1.WatchSessionsRequest
+	24, // 23: openmesh.v1.Session.Pull:input_type -> openmesh.v1.PullRequest
+	26, // 24: openmesh.v1.Session.Reply:input_type -> openmesh.v1.ReplyRequest
+	1,  // 25: openmesh.v1.Session.Call:output_type -> openmesh.v1.CallResponse
+	2,  // 26: openmesh.v1.Session.CallStream:output_type -> openmesh.v1.CallPart
+	13, // 27: openmesh.v1.Session.List:output_type -> openmesh.v1.ListSessionsResponse
+	16, // 28: openmesh.v1.Session.Show:output_type -> openmesh.v1.SessionInfo
+	16, // 29: openmesh.v1.Session.Close:output_type -> openmesh.v1.SessionInfo
+	16, // 30: openmesh.v1.Session.Open:output_type -> openmesh.v1.SessionInfo
+	5,  // 31: openmesh.v1.Session.Send:output_type -> openmesh.v1.SendResponse
+	6,  // 32: openmesh.v1.Session.Outcome:output_type -> openmesh.v1.Delivery
+	9,  // 33: openmesh.v1.Session.Receive:output_type -> openmesh.v1.ReceiveResponse
+	23, // 34: openmesh.v1.Session.Watch:output_type -> openmesh.v1.SessionEvent
+	25, // 35: openmesh.v1.Session.Pull:output_type -> openmesh.v1.PullResponse
+	27, // 36: openmesh.v1.Session.Reply:output_type -> openmesh.v1.ReplyResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_openmesh_v1_session_proto_init() }
@@ -2957,23 +3142,28 @@ func file_openmesh_v1_session_proto_init() {
 		(*CallResponse_Json)(nil),
 		(*CallResponse_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[3].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[2].OneofWrappers = []any{
+		(*CallPart_Json)(nil),
+		(*CallPart_Protobuf)(nil),
+		(*CallPart_Final)(nil),
+	}
+	file_openmesh_v1_session_proto_msgTypes[4].OneofWrappers = []any{
 		(*SendRequest_Json)(nil),
 		(*SendRequest_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[5].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[6].OneofWrappers = []any{
 		(*Delivery_Json)(nil),
 		(*Delivery_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[9].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[10].OneofWrappers = []any{
 		(*ReceivedMessage_Json)(nil),
 		(*ReceivedMessage_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[24].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[25].OneofWrappers = []any{
 		(*PullResponse_Json)(nil),
 		(*PullResponse_Protobuf)(nil),
 	}
-	file_openmesh_v1_session_proto_msgTypes[25].OneofWrappers = []any{
+	file_openmesh_v1_session_proto_msgTypes[26].OneofWrappers = []any{
 		(*ReplyRequest_Json)(nil),
 		(*ReplyRequest_Protobuf)(nil),
 	}
@@ -2983,7 +3173,7 @@ func file_openmesh_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_openmesh_v1_session_proto_rawDesc), len(file_openmesh_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,8 @@ const (
 const (
 	// SessionCallProcedure is the fully-qualified name of the Session's Call RPC.
 	SessionCallProcedure = "/openmesh.v1.Session/Call"
+	// SessionCallStreamProcedure is the fully-qualified name of the Session's CallStream RPC.
+	SessionCallStreamProcedure = "/openmesh.v1.Session/CallStream"
 	// SessionListProcedure is the fully-qualified name of the Session's List RPC.
 	SessionListProcedure = "/openmesh.v1.Session/List"
 	// SessionShowProcedure is the fully-qualified name of the Session's Show RPC.
@@ -59,8 +61,14 @@ const (
 
 // SessionClient is a client for the openmesh.v1.Session service.
 type SessionClient interface {
-	// Call sends one request and waits for its response.
+	// Call sends one request and waits for its response. One that comes in parts is
+	// a JSON array of them.
 	Call(context.Context, *v1.CallRequest) (*v1.CallResponse, error)
+	// CallStream sends one request and returns the parts of its response as they
+	// come; a response that is one document is the only part. The deadline is for all
+	// of it, and the parts are delivered at most once. A caller that reads slowly
+	// slows the other side down.
+	CallStream(context.Context, *v1.CallRequest) (*connect.ServerStreamForClient[v1.CallPart], error)
 	// List lists sessions, newest first.
 	List(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
 	// Show shows one session with its contract and history.
@@ -80,7 +88,8 @@ type SessionClient interface {
 	Watch(context.Context, *v1.WatchSessionsRequest) (*connect.ServerStreamForClient[v1.SessionEvent], error)
 	// Pull waits for the next request to a capability whose handler is "api".
 	Pull(context.Context, *v1.PullRequest) (*v1.PullResponse, error)
-	// Reply answers a pulled request.
+	// Reply answers a pulled request, or sends a part of the answer: then it waits
+	// until the caller has taken the part before. not_found: nobody waits any more.
 	Reply(context.Context, *v1.ReplyRequest) (*v1.ReplyResponse, error)
 }
 
@@ -99,6 +108,12 @@ func NewSessionClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			httpClient,
 			baseURL+SessionCallProcedure,
 			connect.WithSchema(sessionMethods.ByName("Call")),
+			connect.WithClientOptions(opts...),
+		),
+		callStream: connect.NewClient[v1.CallRequest, v1.CallPart](
+			httpClient,
+			baseURL+SessionCallStreamProcedure,
+			connect.WithSchema(sessionMethods.ByName("CallStream")),
 			connect.WithClientOptions(opts...),
 		),
 		list: connect.NewClient[v1.ListSessionsRequest, v1.ListSessionsResponse](
@@ -166,17 +181,18 @@ func NewSessionClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 
 // sessionClient implements SessionClient.
 type sessionClient struct {
-	call    *connect.Client[v1.CallRequest, v1.CallResponse]
-	list    *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
-	show    *connect.Client[v1.ShowSessionRequest, v1.SessionInfo]
-	close   *connect.Client[v1.CloseSessionRequest, v1.SessionInfo]
-	open    *connect.Client[v1.OpenSessionRequest, v1.SessionInfo]
-	send    *connect.Client[v1.SendRequest, v1.SendResponse]
-	outcome *connect.Client[v1.OutcomeRequest, v1.Delivery]
-	receive *connect.Client[v1.ReceiveRequest, v1.ReceiveResponse]
-	watch   *connect.Client[v1.WatchSessionsRequest, v1.SessionEvent]
-	pull    *connect.Client[v1.PullRequest, v1.PullResponse]
-	reply   *connect.Client[v1.ReplyRequest, v1.ReplyResponse]
+	call       *connect.Client[v1.CallRequest, v1.CallResponse]
+	callStream *connect.Client[v1.CallRequest, v1.CallPart]
+	list       *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
+	show       *connect.Client[v1.ShowSessionRequest, v1.SessionInfo]
+	close      *connect.Client[v1.CloseSessionRequest, v1.SessionInfo]
+	open       *connect.Client[v1.OpenSessionRequest, v1.SessionInfo]
+	send       *connect.Client[v1.SendRequest, v1.SendResponse]
+	outcome    *connect.Client[v1.OutcomeRequest, v1.Delivery]
+	receive    *connect.Client[v1.ReceiveRequest, v1.ReceiveResponse]
+	watch      *connect.Client[v1.WatchSessionsRequest, v1.SessionEvent]
+	pull       *connect.Client[v1.PullRequest, v1.PullResponse]
+	reply      *connect.Client[v1.ReplyRequest, v1.ReplyResponse]
 }
 
 // Call calls openmesh.v1.Session.Call.
@@ -186,6 +202,11 @@ func (c *sessionClient) Call(ctx context.Context, req *v1.CallRequest) (*v1.Call
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// CallStream calls openmesh.v1.Session.CallStream.
+func (c *sessionClient) CallStream(ctx context.Context, req *v1.CallRequest) (*connect.ServerStreamForClient[v1.CallPart], error) {
+	return c.callStream.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // List calls openmesh.v1.Session.List.
@@ -276,8 +297,14 @@ func (c *sessionClient) Reply(ctx context.Context, req *v1.ReplyRequest) (*v1.Re
 
 // SessionHandler is an implementation of the openmesh.v1.Session service.
 type SessionHandler interface {
-	// Call sends one request and waits for its response.
+	// Call sends one request and waits for its response. One that comes in parts is
+	// a JSON array of them.
 	Call(context.Context, *v1.CallRequest) (*v1.CallResponse, error)
+	// CallStream sends one request and returns the parts of its response as they
+	// come; a response that is one document is the only part. The deadline is for all
+	// of it, and the parts are delivered at most once. A caller that reads slowly
+	// slows the other side down.
+	CallStream(context.Context, *v1.CallRequest, *connect.ServerStream[v1.CallPart]) error
 	// List lists sessions, newest first.
 	List(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
 	// Show shows one session with its contract and history.
@@ -297,7 +324,8 @@ type SessionHandler interface {
 	Watch(context.Context, *v1.WatchSessionsRequest, *connect.ServerStream[v1.SessionEvent]) error
 	// Pull waits for the next request to a capability whose handler is "api".
 	Pull(context.Context, *v1.PullRequest) (*v1.PullResponse, error)
-	// Reply answers a pulled request.
+	// Reply answers a pulled request, or sends a part of the answer: then it waits
+	// until the caller has taken the part before. not_found: nobody waits any more.
 	Reply(context.Context, *v1.ReplyRequest) (*v1.ReplyResponse, error)
 }
 
@@ -312,6 +340,12 @@ func NewSessionHandler(svc SessionHandler, opts ...connect.HandlerOption) (strin
 		SessionCallProcedure,
 		svc.Call,
 		connect.WithSchema(sessionMethods.ByName("Call")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sessionCallStreamHandler := connect.NewServerStreamHandlerSimple(
+		SessionCallStreamProcedure,
+		svc.CallStream,
+		connect.WithSchema(sessionMethods.ByName("CallStream")),
 		connect.WithHandlerOptions(opts...),
 	)
 	sessionListHandler := connect.NewUnaryHandlerSimple(
@@ -378,6 +412,8 @@ func NewSessionHandler(svc SessionHandler, opts ...connect.HandlerOption) (strin
 		switch r.URL.Path {
 		case SessionCallProcedure:
 			sessionCallHandler.ServeHTTP(w, r)
+		case SessionCallStreamProcedure:
+			sessionCallStreamHandler.ServeHTTP(w, r)
 		case SessionListProcedure:
 			sessionListHandler.ServeHTTP(w, r)
 		case SessionShowProcedure:
@@ -409,6 +445,10 @@ type UnimplementedSessionHandler struct{}
 
 func (UnimplementedSessionHandler) Call(context.Context, *v1.CallRequest) (*v1.CallResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.Call is not implemented"))
+}
+
+func (UnimplementedSessionHandler) CallStream(context.Context, *v1.CallRequest, *connect.ServerStream[v1.CallPart]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Session.CallStream is not implemented"))
 }
 
 func (UnimplementedSessionHandler) List(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error) {
