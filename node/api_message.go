@@ -128,22 +128,23 @@ func (n sessionAPI) Send(ctx context.Context, r *openmeshv1.SendRequest) (*openm
 	if err := checkJSON(r.GetJson()); err != nil {
 		return nil, err
 	}
+	post := (*session.Session).Repeat
 	if r.Key == "" {
-		r.Key = rand.Text()
+		r.Key, post = rand.Text(), (*session.Session).Post
 	}
 	members, err := n.recipients(r.Session)
 	if err != nil {
 		return nil, err
 	}
 	if len(members) == 1 { // errors are the caller's
-		d, err := n.sendOne(ctx, members[0], r)
+		d, err := n.sendOne(ctx, members[0], r, post)
 		return &openmeshv1.SendResponse{Deliveries: []*openmeshv1.Delivery{d}}, err
 	}
 	resp := &openmeshv1.SendResponse{Deliveries: make([]*openmeshv1.Delivery, len(members))}
 	var all sync.WaitGroup
 	for i, m := range members {
 		all.Go(func() {
-			d, err := n.sendOne(ctx, m, r)
+			d, err := n.sendOne(ctx, m, r, post)
 			if err != nil {
 				d = failedDelivery(m.agent, m.id, r.Key, err)
 			}
@@ -154,8 +155,11 @@ func (n sessionAPI) Send(ctx context.Context, r *openmeshv1.SendRequest) (*openm
 	return resp, nil
 }
 
+// poster is a method of a session that accepts a message.
+type poster func(*session.Session, context.Context, *delivery.Message) (uint64, error)
+
 // sendOne sends to one recipient and, if asked to, waits for the outcome.
-func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.SendRequest) (*openmeshv1.Delivery, error) {
+func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.SendRequest, post poster) (*openmeshv1.Delivery, error) {
 	s, info, err := n.sessions.Find(to.id)
 	if err != nil {
 		return nil, err
@@ -177,7 +181,7 @@ func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.Sen
 	if r.TtlMs > 0 {
 		m.Expires = began.Add(ms(r.TtlMs))
 	}
-	sequence, err := s.Post(ctx, m)
+	sequence, err := post(s, ctx, m)
 	if err != nil {
 		return nil, err
 	}

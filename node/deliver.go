@@ -46,7 +46,11 @@ func (n *Node) callDurably(ctx context.Context, c candidate, r *openmeshv1.CallR
 	if deadline, ok := ctx.Deadline(); ok {
 		m.Expires = deadline
 	}
-	sequence, err := s.Post(ctx, m)
+	post := s.Post
+	if r.IdempotencyKey != "" {
+		post = s.Repeat
+	}
+	sequence, err := post(ctx, m)
 	if err != nil {
 		return nil, err
 	}

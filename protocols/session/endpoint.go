@@ -220,10 +220,10 @@ func (e *Endpoint) begin(s *Session) error {
 		return err
 	}
 	e.sessions[s.id] = s
-	if !s.isInitiator() {
+	if !s.opener {
 		e.opened[s.Peer().Agent]++
 	}
-	s.counted = !s.isInitiator()
+	s.counted = !s.opener
 	if !s.exclusive {
 		e.usable[s.slot()] = s
 	}
@@ -248,7 +248,7 @@ func (e *Endpoint) mayBegin(s *Session) error {
 	case len(e.sessions) >= e.cfg.MaxSessions:
 		return wire.Errorf(wire.ResourceExhausted, "there are %d sessions, all that are allowed", len(e.sessions)).
 			WithHint("raise session.max_sessions or close some")
-	case !s.isInitiator() && e.opened[s.Peer().Agent] >= e.cfg.MaxPerAgent:
+	case !s.opener && e.opened[s.Peer().Agent] >= e.cfg.MaxPerAgent:
 		return wire.Errorf(wire.ResourceExhausted, "%s has opened %d sessions, all that are allowed", s.Peer().Agent, e.cfg.MaxPerAgent).
 			WithHint("raise session.max_per_agent")
 	}

@@ -44,7 +44,7 @@ type ChannelInfo struct {
 func (s *Session) Info() Info {
 	ends := s.ends.Load()
 	i := Info{
-		ID: s.id, Peer: ends.peer, Initiator: ends.initiator, Suite: ends.suite, Contract: s.contract, Protocols: ends.protocols,
+		ID: s.id, Peer: ends.peer, Initiator: s.opener, Suite: ends.suite, Contract: s.contract, Protocols: ends.protocols,
 		Channels: s.channels(), Outbox: s.mail.out.Pending(),
 		Sent: s.counters.sent.Load(), Received: s.counters.received.Load(), Rejected: s.counters.rejected.Load(),
 		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.owner.cfg.IdleTimeout),

@@ -57,7 +57,7 @@ func (s *Session) unsecure() {
 func (s *Session) saved() []byte {
 	ends := s.ends.Load()
 	m := &sessionpb.Saved{
-		Session: s.id[:], Agent: string(ends.peer.Agent), Certificate: ends.peer.Raw, Initiator: ends.initiator,
+		Session: s.id[:], Agent: string(ends.peer.Agent), Certificate: ends.peer.Raw, Initiator: s.opener,
 		Contract: s.contract.Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
 		Exclusive: s.exclusive, Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
 	}

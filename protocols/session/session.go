@@ -54,6 +54,7 @@ type Session struct {
 	contract  signal.Contract
 	opened    time.Time
 	counted   bool      // against the limit of its peer; guarded by the endpoint
+	opener    bool      // this side opened it
 	pinned    bool      // to a transport, by whoever opened it
 	probeAt   time.Time // when to look for a better channel; of the sweep
 	probeWait time.Duration
@@ -146,7 +147,8 @@ func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session
 // build makes a session without a link.
 func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
 	s := &Session{
-		id: est.ID, contract: est.Contract, opened: opened, owner: e, done: make(chan struct{}),
+		opener: est.Initiator,
+		id:     est.ID, contract: est.Contract, opened: opened, owner: e, done: make(chan struct{}),
 		calls: calls{limit: est.Contract.MaxPending},
 		inbox: arrivals{limit: est.Contract.MaxPending},
 	}
