@@ -128,23 +128,22 @@ func (n sessionAPI) Send(ctx context.Context, r *openmeshv1.SendRequest) (*openm
 	if err := checkJSON(r.GetJson()); err != nil {
 		return nil, err
 	}
-	post := (*session.Session).Repeat
-	if r.Key == "" {
-		r.Key, post = rand.Text(), (*session.Session).Post
-	}
 	members, err := n.recipients(r.Session)
 	if err != nil {
 		return nil, err
 	}
 	if len(members) == 1 { // errors are the caller's
-		d, err := n.sendOne(ctx, members[0], r, post)
+		d, err := n.sendOne(ctx, members[0], r)
 		return &openmeshv1.SendResponse{Deliveries: []*openmeshv1.Delivery{d}}, err
+	}
+	if r.Key == "" {
+		r.Key = rand.Text() // one for all
 	}
 	resp := &openmeshv1.SendResponse{Deliveries: make([]*openmeshv1.Delivery, len(members))}
 	var all sync.WaitGroup
 	for i, m := range members {
 		all.Go(func() {
-			d, err := n.sendOne(ctx, m, r, post)
+			d, err := n.sendOne(ctx, m, r)
 			if err != nil {
 				d = failedDelivery(m.agent, m.id, r.Key, err)
 			}
@@ -155,11 +154,8 @@ func (n sessionAPI) Send(ctx context.Context, r *openmeshv1.SendRequest) (*openm
 	return resp, nil
 }
 
-// poster is a method of a session that accepts a message.
-type poster func(*session.Session, context.Context, *delivery.Message) (uint64, error)
-
 // sendOne sends to one recipient and, if asked to, waits for the outcome.
-func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.SendRequest, post poster) (*openmeshv1.Delivery, error) {
+func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.SendRequest) (*openmeshv1.Delivery, error) {
 	s, info, err := n.sessions.Find(to.id)
 	if err != nil {
 		return nil, err
@@ -181,15 +177,15 @@ func (n sessionAPI) sendOne(ctx context.Context, to recipient, r *openmeshv1.Sen
 	if r.TtlMs > 0 {
 		m.Expires = began.Add(ms(r.TtlMs))
 	}
-	sequence, err := post(s, ctx, m)
+	sequence, err := s.Post(ctx, m) // which gives it a key, if it has none
 	if err != nil {
 		return nil, err
 	}
 	o := delivery.Outcome{}
 	if r.WaitMs > 0 {
-		o = n.await(ctx, s, sequence, r.Key, r.WaitMs)
+		o = n.await(ctx, s, sequence, m.Key, r.WaitMs)
 	}
-	d := deliveryMessage(s, r.Key, sequence, o, began)
+	d := deliveryMessage(s, m.Key, sequence, o, began)
 	d.Schema, d.Warnings = m.Schema, warnings
 	return d, nil
 }

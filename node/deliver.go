@@ -46,18 +46,17 @@ func (n *Node) callDurably(ctx context.Context, c candidate, r *openmeshv1.CallR
 	if deadline, ok := ctx.Deadline(); ok {
 		m.Expires = deadline
 	}
-	post := s.Post
-	if r.IdempotencyKey != "" {
-		post = s.Repeat
+	if r.IdempotencyKey == "" {
+		m.Key = "" // Post gives it one that needs no look into the store
 	}
-	sequence, err := post(ctx, m)
+	sequence, err := s.Post(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	o, err := outcomeOf(ctx, s, sequence, key)
+	o, err := outcomeOf(ctx, s, sequence, m.Key)
 	if err != nil && ctx.Err() != nil {
 		return nil, wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", c.agent).
-			WithHint("it may still be delivered; ask with: openmesh session outcome %s %s", s.Names().Session[:8], key)
+			WithHint("it may still be delivered; ask with: openmesh session outcome %s %s", s.Names().Session[:8], m.Key)
 	}
 	if err == nil {
 		err = outcomeError(s, o)

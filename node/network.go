@@ -169,7 +169,7 @@ func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, e
 		if err != nil {
 			return nil, err
 		}
-		return session.StreamConduit(st, w.n.pathOf(st.Conn())), nil
+		return session.StreamConduit(st, w.n.pathOf(st.Conn()), h.Abandon), nil
 	}
 	c, err := h.Dial(network.WithForceDirectDial(ctx, "session"), r.Peer, overlay.Route{Transport: r.Transport})
 	if err != nil {
@@ -179,7 +179,7 @@ func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, e
 	if err != nil {
 		return nil, err
 	}
-	return session.StreamConduit(st, w.n.pathOf(c)), nil
+	return session.StreamConduit(st, w.n.pathOf(c), h.Abandon), nil
 }
 
 // hostAddrs are the addresses of a route that libp2p can dial; grpcAddrs are the

@@ -79,6 +79,7 @@ func (n *Node) sessionConfig() session.Config {
 		Handler:     n.serve,
 		Data:        n.cfg.Data,
 		Path:        n.pathOf,
+		Abandon:     n.host.Abandon,
 		MaxChannels: s.Networking.MaxTunnels,
 		MaxSessions: s.Session.MaxSessions,
 		MaxPerAgent: s.Session.MaxPerAgent,

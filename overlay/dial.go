@@ -106,6 +106,18 @@ func (h *Host) over(p peer.ID, transport string) network.Conn {
 	return nil
 }
 
+// Abandon closes a connection that is taken for dead, and those of the same
+// transport to the same peer: two hosts that dial each other at once have two, which
+// die together, and libp2p would use the other one next.
+func (h *Host) Abandon(dead network.Conn) {
+	dead.Close()
+	for _, c := range h.Network().ConnsToPeer(dead.RemotePeer()) {
+		if TransportOfConn(c) == TransportOfConn(dead) && c.Stat().Limited == dead.Stat().Limited {
+			c.Close()
+		}
+	}
+}
+
 // Transports names the transports of the connections that there are to peer p,
 // sorted.
 func (h *Host) Transports(p peer.ID) []string {

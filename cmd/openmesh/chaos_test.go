@@ -38,7 +38,7 @@ type scale struct {
 }
 
 func chaosScale(t *testing.T) scale {
-	s := scale{messages: 2000, kills: 4, pause: 300 * time.Millisecond, limit: time.Minute, seeds: "1"}
+	s := scale{messages: 2000, kills: 4, pause: 300 * time.Millisecond, limit: 4 * time.Minute, seeds: "1"}
 	if os.Getenv("OPENMESH_CHAOS") == "full" {
 		s = scale{messages: 10_000, kills: 12, pause: 2 * time.Second, limit: 4 * time.Minute, seeds: "1,2,3"}
 	} else {

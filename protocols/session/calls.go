@@ -144,12 +144,20 @@ func (c *calls) reuse(ch chan result) {
 type working struct {
 	cancel   context.CancelFunc
 	deadline time.Time
+	request  *Inbound
 }
+
+func (w working) size() int { return len(w.request.Body) }
+
+// maxInHand bounds the bytes of a session's requests being worked on, and of the
+// answers that wait to be written; one may exceed it.
+const maxInHand = 64 << 20
 
 // arrivals are the requests of the other side that are being worked on.
 type arrivals struct {
 	mu      sync.Mutex
 	working map[uint64]working
+	bytes   int // of their bodies
 	limit   int
 	ended   bool // no more requests are taken
 	count   atomic.Int32
@@ -162,7 +170,7 @@ func (b *arrivals) add(id uint64, w working) error {
 	if b.ended {
 		return wire.ResourceExhausted // nothing was done: the caller may go elsewhere
 	}
-	if len(b.working) >= b.limit {
+	if len(b.working) >= b.limit || b.bytes > 0 && b.bytes+w.size() > maxInHand {
 		return wire.ResourceExhausted
 	}
 	if _, ok := b.working[id]; ok {
@@ -172,15 +180,25 @@ func (b *arrivals) add(id uint64, w working) error {
 		b.working = make(map[uint64]working)
 	}
 	b.working[id] = w
+	b.bytes += w.size()
 	b.count.Store(int32(len(b.working)))
 	return nil
 }
 
-func (b *arrivals) remove(id uint64) {
+// remove ends the work on a request. It reports whether its answer is waited for:
+// a peer that has restarted counts its requests anew, and must not take it for that
+// of another one.
+func (b *arrivals) remove(in *Inbound) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.working, id)
+	w, ok := b.working[in.ID]
+	if !ok || w.request != in {
+		return false
+	}
+	b.bytes -= w.size()
+	delete(b.working, in.ID)
 	b.count.Store(int32(len(b.working)))
+	return true
 }
 
 func (b *arrivals) cancel(id uint64) {
@@ -213,6 +231,7 @@ func (b *arrivals) cancelAll() {
 		w.cancel()
 		delete(b.working, id)
 	}
+	b.bytes = 0
 	b.count.Store(0)
 }
 

@@ -78,7 +78,7 @@ func (s *Session) measure(n int, now time.Time) error {
 func (s *Session) notify(v limit.Verdict, now time.Time) {
 	s.offer(seal.PolicyNotice, &sessionpb.Notice{
 		Effect: sessionpb.Notice_Effect(v.Effect), Code: uint32(wire.ResourceExhausted), Reason: v.Reason,
-	})
+	}, true)
 	s.note(Notice{true, effectName(sessionpb.Notice_Effect(v.Effect)), v.Reason, now})
 }
 

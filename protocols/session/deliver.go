@@ -59,19 +59,6 @@ func (s *Session) Post(ctx context.Context, m *delivery.Message) (uint64, error)
 	return s.mail.out.Send(ctx, m, time.Now())
 }
 
-// Repeat is Post for a message whose key may have been used before: then it
-// returns the sequence of that one, and leaves no gap where this one would be.
-func (s *Session) Repeat(ctx context.Context, m *delivery.Message) (uint64, error) {
-	sequence, _, err := s.Lookup(ctx, m.Key)
-	if err == nil {
-		return sequence, nil
-	}
-	if wire.CodeOf(err) != wire.NotFound {
-		return 0, err
-	}
-	return s.Post(ctx, m)
-}
-
 // Outcome waits until it is known what became of a message that was posted.
 func (s *Session) Outcome(ctx context.Context, sequence uint64) (delivery.Outcome, error) {
 	return s.mail.out.Wait(ctx, sequence)
@@ -115,7 +102,7 @@ func (s *Session) transmit(m *delivery.Message, floor uint64) bool {
 
 func (s *Session) sendAck(a delivery.Ack) bool {
 	plain := delivery.AppendAck(pool.Get(256)[:0], a)
-	if s.link.current.Load() == nil || !s.link.post(seal.Ack, plain, false) {
+	if s.link.current.Load() == nil || !s.link.post(seal.Ack, plain, true) {
 		return false
 	}
 	s.sentFrame(len(plain))

@@ -35,6 +35,10 @@ type Config struct {
 	// Path tells how a connection reaches its peer; default [PathOf].
 	Path func(network.Conn) Path
 
+	// Abandon closes a connection that is taken for dead, and what must have died with
+	// it; nil closes just that.
+	Abandon func(network.Conn)
+
 	MaxChannels int // concurrent channels, both ways; default 256
 	MaxSessions int // sessions, with channels or without; default 16384
 	MaxPerAgent int // sessions that one agent may have opened with this node; default 256

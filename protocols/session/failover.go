@@ -105,12 +105,13 @@ const (
 
 // reconnect opens a channel, again and again until the session has one, or nobody
 // waits for it, or it has ended. The responder gives the initiator a head start,
-// so that not both do the same.
+// so that not both do the same: of two connections of a kind that die together, the
+// second would be tried when the first is given up.
 func (s *Session) reconnect() {
 	since := time.Now()
 	wait := time.Duration(0)
 	if !s.isInitiator() && s.stateNow() == Migrating {
-		wait = min(s.contract.Keepalive/4, 2*time.Second)
+		wait = min(max(s.contract.Keepalive/4, time.Second), 2*time.Second)
 	}
 	for {
 		if !s.pause(wait) || s.link.current.Load() != nil {
@@ -159,8 +160,12 @@ func (s *Session) connect() error {
 	ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
 	defer cancel()
 	if s.link.opener() != nil {
-		err := s.owner.rebind(ctx, s, route)
-		if err == nil || !s.persistent() || wire.CodeOf(err) != wire.NotFound && wire.CodeOf(err) != wire.SessionClosed {
+		proven, err := s.owner.rebind(ctx, s, route)
+		code := wire.CodeOf(err)
+		if !s.persistent() && code == wire.NotFound && !proven { // anybody on the path may have said so
+			err = fmt.Errorf("%w: by a host that proves nothing: %w", wire.Unreachable, err)
+		}
+		if err == nil || !s.persistent() || code != wire.NotFound && code != wire.SessionClosed {
 			return err
 		}
 	}
@@ -168,23 +173,24 @@ func (s *Session) connect() error {
 }
 
 // rebind opens another channel for s. It returns when the peer has shown that it
-// has the session; if it has forgotten it, the error is wire.NotFound.
-func (e *Endpoint) rebind(ctx context.Context, s *Session, r Route) error {
+// has the session; if it has forgotten it, the error is wire.NotFound. Proven says
+// that what the error says is known to be from the peer.
+func (e *Endpoint) rebind(ctx context.Context, s *Session, r Route) (proven bool, err error) {
 	c, err := e.cfg.Network.Dial(ctx, r)
 	if err != nil {
-		return fmt.Errorf("%w: open channel: %w", wire.Unreachable, err)
+		return false, fmt.Errorf("%w: open channel: %w", wire.Unreachable, err)
 	}
 	ch := newChannel(c, true, time.Now())
 	if err := e.attach(s, ch); err != nil {
 		c.Reset(wire.SessionClosed)
-		return err
+		return true, err
 	}
 	e.follow(s, newReader(ch))
 	if err := s.proven(ctx, ch); err != nil {
-		return err
+		return c.Peer() != "", err
 	}
 	s.back()
-	return nil
+	return true, nil
 }
 
 // attach writes what begins a channel of a session that is there, and adds it.

@@ -8,17 +8,14 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/identity"
 	"openmesh/protocols/session/seal"
-	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
@@ -205,43 +202,4 @@ func TestTransitionTable(t *testing.T) {
 			}
 		}
 	}
-}
-
-// The far end of a session is authenticated, not trusted: whatever plaintext of
-// whatever type it seals, nothing panics.
-func FuzzSealedPlaintext(f *testing.F) {
-	req, _ := proto.Marshal(&sessionpb.Request{Id: 1, Capability: "x", Body: []byte("{}"), Timeout: 5})
-	f.Add(byte(seal.Request), req)
-	f.Add(byte(seal.Close), []byte{8, 1})
-	f.Add(byte(seal.Pong), make([]byte, 8))
-	f.Fuzz(func(t *testing.T, typ byte, plain []byte) {
-		if len(plain) > 1<<16 {
-			return
-		}
-		a, b := newSides(t, 1)
-		a.tell(a.in.channel, seal.Type(typ), plain)
-		for !a.in.channel.idle() {
-			runtime.Gosched()
-		}
-		for _, fr := range a.frames(t) {
-			b.feed(fr)
-		}
-		b.owner.group.Wait()
-	})
-}
-
-// Bytes from nobody in particular.
-func FuzzReceive(f *testing.F) {
-	a, _ := newSides(f, 1)
-	a.send(f, "hello")
-	f.Add(a.out.Bytes())
-	f.Fuzz(func(t *testing.T, in []byte) {
-		_, b := newSides(t, 3)
-		b.in.Reader = bufio.NewReader(bytes.NewReader(in))
-		for b.receiveFrame(&b.in) == nil {
-		}
-		if len(b.got) != 0 {
-			t.Errorf("data %q out of bytes that no key sealed", b.got)
-		}
-	})
 }

@@ -50,14 +50,14 @@ func (s *Session) improve(now time.Time) {
 	better := s.betterThan(ch.path)
 	s.probeWait = min(max(2*s.probeWait, minProbe), maxProbe)
 	s.probeAt = now.Add(s.probeWait)
-	if len(better) == 0 || !s.connecting.CompareAndSwap(false, true) {
+	if len(better) == 0 || !s.probing.CompareAndSwap(false, true) {
 		return
 	}
 	if !s.owner.start(func() {
-		defer s.connecting.Store(false)
+		defer s.probing.Store(false)
 		s.probe(ch, better)
 	}) {
-		s.connecting.Store(false)
+		s.probing.Store(false)
 	}
 }
 

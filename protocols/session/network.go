@@ -63,7 +63,7 @@ func (n overHost) Dial(ctx context.Context, r Route) (Conduit, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := StreamConduit(st, n.path(st.Conn()))
+	c := StreamConduit(st, n.path(st.Conn()), nil)
 	if r.Transport != "" && c.Path().Transport != r.Transport {
 		st.ResetWithError(network.StreamErrorCode(wire.Cancelled))
 		return nil, fmt.Errorf("the connection to %s is over %s, not %s", r.Peer, c.Path().Transport, r.Transport)
@@ -73,13 +73,18 @@ func (n overHost) Dial(ctx context.Context, r Route) (Conduit, error) {
 
 func (n overHost) Offer() []signal.Transport { return nil }
 
-// StreamConduit makes a libp2p stream a conduit.
-func StreamConduit(st network.Stream, path Path) Conduit { return streamConduit{st, path} }
+// StreamConduit makes a libp2p stream a conduit. Abandon closes the stream's
+// connection once it is taken for dead, and what must have died with it; nil closes
+// just that.
+func StreamConduit(st network.Stream, path Path, abandon func(network.Conn)) Conduit {
+	return streamConduit{st, path, abandon}
+}
 
 // streamConduit makes a libp2p stream a conduit.
 type streamConduit struct {
 	network.Stream
-	path Path
+	path    Path
+	abandon func(network.Conn)
 }
 
 func (s streamConduit) Reset(c wire.Code) { s.Stream.ResetWithError(network.StreamErrorCode(c)) }
@@ -98,6 +103,10 @@ func (s streamConduit) Peer() peer.ID { return s.Conn().RemotePeer() }
 // longer timeout.
 func (s streamConduit) Abandon() {
 	s.Reset(wire.Unreachable)
+	if s.abandon != nil {
+		s.abandon(s.Conn())
+		return
+	}
 	s.Conn().Close()
 }
 

@@ -216,7 +216,7 @@ func (e *Endpoint) serve(st network.Stream) {
 		st.ResetWithError(network.StreamErrorCode(wire.ResourceExhausted))
 		return
 	}
-	e.Accept(StreamConduit(st, e.cfg.Path(st.Conn())))
+	e.Accept(StreamConduit(st, e.cfg.Path(st.Conn()), e.cfg.Abandon))
 }
 
 // Accept takes a channel that a peer opened. It returns when the channel belongs
@@ -226,8 +226,10 @@ func (e *Endpoint) Accept(c Conduit) {
 	patience := time.AfterFunc(e.cfg.Signal.Timeout, func() { c.Reset(wire.DeadlineExceeded) })
 	r := newReader(newChannel(c, false, start))
 	s, first, err := e.accept(r)
-	if !patience.Stop() && err == nil {
+	if late := !patience.Stop(); late && err == nil {
 		s.lost(r.channel, wire.DeadlineExceeded)
+	} else if late {
+		err = fmt.Errorf("%w: %w", wire.DeadlineExceeded, err)
 	}
 	if first && e.cfg.Observe != nil {
 		e.cfg.Observe.SessionSetup(false, time.Since(start), err)
@@ -278,10 +280,17 @@ func (e *Endpoint) accept(r *reader) (s *Session, first bool, err error) {
 // affirm shows the peer that this side has the session.
 func (s *Session) affirm(ch *channel) { s.sayReceived(ch, s.received()) }
 
+// maxRebind bounds the frame that begins a channel of a session that is there.
+const maxRebind = 4 << 10
+
 // rejoin adds a channel to a session that is there. Its first frame proves that
 // the peer has the session's keys; nobody learns whether the session exists who
 // does not.
 func (e *Endpoint) rejoin(id signal.ID, r *reader) (*Session, error) {
+	frame, err := wire.ReadFrame(r.Reader, maxRebind) // before the look-up: that must not show
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", stream.ReadCode(err), err)
+	}
 	s := e.session(id)
 	if s == nil || s.link.opener() == nil {
 		return nil, wire.Errorf(wire.NotFound, "session %s", id)
@@ -289,12 +298,13 @@ func (e *Endpoint) rejoin(id signal.ID, r *reader) (*Session, error) {
 	if p := r.channel.conduit.Peer(); p != "" && p != s.Peer().Peer {
 		return nil, wire.Errorf(wire.NotFound, "session %s is with %s, not %s", id, s.Peer().Peer, p)
 	}
-	frame, err := wire.ReadFrame(r.Reader, s.maxFrame())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", stream.ReadCode(err), err)
+	// Only a rebind is opened: of another frame, taken off its way, this side would
+	// think from then on that it had it.
+	if len(frame) < seal.Overhead || seal.Type(frame[1]) != seal.Rebind {
+		return nil, wire.Errorf(wire.NotFound, "channel of session %s begins with no rebind", id)
 	}
-	h, plain, err := s.open(frame)
-	if err != nil || h.Type != seal.Rebind {
+	_, plain, err := s.open(frame)
+	if err != nil {
 		return nil, wire.Errorf(wire.NotFound, "channel of session %s begins with what does not open: %v", id, err)
 	}
 	r.channel.hear(time.Now())

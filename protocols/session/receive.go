@@ -178,7 +178,9 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 		if err := unmarshal(plain, m); err != nil {
 			return err
 		}
-		r.next = s.take(m)
+		var err error
+		r.next, err = s.take(m)
+		return err
 	case seal.Response:
 		m := new(sessionpb.Response)
 		if err := unmarshal(plain, m); err != nil {
@@ -266,13 +268,20 @@ func (s *Session) rekey(plain []byte, now time.Time) error {
 	if err := unmarshal(plain, m); err != nil {
 		return err
 	}
-	reply, err := s.link.opener().Answer(m, now)
+	keys := s.link.opener()
+	if keys == nil {
+		return nil // suspended meanwhile
+	}
+	reply, err := keys.Answer(m, now)
+	if errors.Is(err, wire.SessionClosed) {
+		return nil // erased meanwhile
+	}
 	if err != nil {
 		s.log("rekey failed", zap.Error(err))
 		return broken{code: wire.PolicyViolation}
 	}
 	if reply != nil {
-		s.offer(seal.Rekey, reply)
+		s.offer(seal.Rekey, reply, false)
 	} else if ch := s.link.current.Load(); ch != nil {
 		s.ping(ch, now) // shows the peer that this side has the new keys
 	}

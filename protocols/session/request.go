@@ -145,7 +145,7 @@ func (s *Session) expire(now time.Time) {
 	s.inbox.expire(now)
 	for _, id := range s.calls.overdue(now) {
 		s.calls.finish(id, result{err: s.late()})
-		s.offer(seal.Error, &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true})
+		s.offer(seal.Error, &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true}, false)
 	}
 }
 
@@ -176,7 +176,9 @@ type job struct {
 }
 
 // take accepts a request of the other side, or refuses it: then the job is zero.
-func (s *Session) take(m *sessionpb.Request) job {
+// The error ends the session: the peer asks for more than it may and does not even
+// take the refusals.
+func (s *Session) take(m *sessionpb.Request) (job, error) {
 	in := &Inbound{
 		Session: s, ID: m.Id,
 		Request: Request{
@@ -191,13 +193,24 @@ func (s *Session) take(m *sessionpb.Request) job {
 	now := time.Now()
 	in.Deadline = now.Add(timeout)
 	ctx, cancel := context.WithCancel(s.owner.work)
-	if err := s.inbox.add(m.Id, working{cancel, in.Deadline}); err != nil {
+	if err := s.admit(m.Id, working{cancel, in.Deadline, in}); err != nil {
 		cancel()
 		s.owner.stats.refused.Add(1)
-		s.refuse(m.Id, err)
-		return job{}
+		if !s.offer(seal.Error, failure(m.Id, err), true) {
+			return job{}, broken{code: wire.ResourceExhausted}
+		}
+		return job{}, nil
 	}
-	return job{in: in, ctx: &deadlined{ctx, in.Deadline}, cancel: cancel, taken: now}
+	return job{in: in, ctx: &deadlined{ctx, in.Deadline}, cancel: cancel, taken: now}, nil
+}
+
+// admit registers request id, or says with which code it is refused. Answers that
+// wait to be written count too: a peer that does not take them gets no more.
+func (s *Session) admit(id uint64, w working) error {
+	if int(s.answering.Load()) >= s.contract.MaxPending || s.answers.Load() >= maxInHand {
+		return wire.ResourceExhausted
+	}
+	return s.inbox.add(id, w)
 }
 
 // run answers one request.
@@ -211,7 +224,7 @@ func (j job) run() {
 	resp, err := s.handle(j.ctx, j.in)
 	if err == nil && resp != nil && resp.Produce != nil {
 		if err = j.respond(j.ctx, resp); err == nil {
-			s.inbox.remove(j.in.ID)
+			s.inbox.remove(j.in)
 			return
 		}
 	}
@@ -220,7 +233,9 @@ func (j job) run() {
 	// before that, for who has the answer may send the next one.
 	s.answering.Add(1)
 	defer s.answering.Add(-1)
-	s.inbox.remove(j.in.ID)
+	if !s.inbox.remove(j.in) {
+		return
+	}
 	if err == nil && resp == nil {
 		err = wire.Internal
 	}
@@ -233,6 +248,8 @@ func (j job) run() {
 		return
 	}
 	s.owner.stats.served.Add(1)
+	s.answers.Add(int64(len(resp.Body)))
+	defer s.answers.Add(-int64(len(resp.Body)))
 	if err := s.message(seal.Response, &sessionpb.Response{Id: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding), Body: resp.Body}); err != nil {
 		s.log("response not sent", zap.Error(err))
 	}

@@ -196,15 +196,22 @@ func (e *Endpoint) Recall(ctx context.Context, id signal.ID, key string) (uint64
 	return e.cfg.Store.Outcome(ctx, id, key)
 }
 
-// findPatience is how long an attempt to reach a peer waits for the directory, which
-// may be out of reach while the peer is not.
-const findPatience = time.Second
+// How long an attempt to reach a peer waits for the directory, which may be out of
+// reach while the peer is not: less if the peer was there a moment ago.
+const (
+	findPatience     = time.Second
+	findPatienceLive = 200 * time.Millisecond
+)
 
 // locate says where the session's peer may be. What the directory finds too late is
 // for the next attempt.
 func (e *Endpoint) locate(s *Session) Route {
 	if e.cfg.Find != nil && s.astray.Load() {
-		s.search()
+		patience := findPatience
+		if s.link.opener() != nil {
+			patience = findPatienceLive
+		}
+		s.search(patience)
 	}
 	known := Route{Peer: s.Peer().Peer, Transports: s.ends.Load().transports}
 	found := s.found.Load()
@@ -248,9 +255,9 @@ func remember(offered []signal.Transport, r Route) []signal.Transport {
 	return append(offered[:len(offered):len(offered)], signal.Transport{Addrs: more})
 }
 
-// search looks the peer up in the background, once at a time, and waits for that a
-// little.
-func (s *Session) search() {
+// search looks the peer up in the background, once at a time, and waits for that as
+// long as patience.
+func (s *Session) search(patience time.Duration) {
 	if !s.finding.CompareAndSwap(false, true) {
 		return
 	}
@@ -271,11 +278,11 @@ func (s *Session) search() {
 		s.finding.Store(false)
 		return
 	}
-	patience := time.NewTimer(findPatience)
-	defer patience.Stop()
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
 	select {
 	case <-done:
-	case <-patience.C:
+	case <-enough.C:
 	}
 }
 

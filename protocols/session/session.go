@@ -71,9 +71,11 @@ type Session struct {
 	inbox      arrivals
 	counters   counters
 	answering  atomic.Int32          // answers being written
+	answers    atomic.Int64          // and the bytes of their bodies
 	blocked    atomic.Bool           // the outbox waits for room
 	quick      atomic.Bool           // the last request was answered at once
-	connecting atomic.Bool           // somebody is opening a channel
+	connecting atomic.Bool           // somebody is opening a channel, for there is none
+	probing    atomic.Bool           // somebody looks for a better one
 	resuming   atomic.Int64          // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
 	astray     atomic.Bool           // the peer was not where it was last
 	finding    atomic.Bool           // somebody looks it up
@@ -279,16 +281,17 @@ func (s *Session) write(t seal.Type, plain []byte) error {
 }
 
 // offer is write for those who must not wait; it reports whether the frame was
-// taken.
-func (s *Session) offer(t seal.Type, m proto.Message) bool {
+// taken. With bounded it is not if too much is on its way.
+func (s *Session) offer(t seal.Type, m proto.Message, bounded bool) bool {
 	plain, err := marshal(m)
 	if err != nil {
 		return false
 	}
-	if !s.link.post(t, plain, false) {
+	n := len(plain)
+	if !s.link.post(t, plain, bounded) {
 		return false
 	}
-	s.sentFrame(len(plain))
+	s.sentFrame(n)
 	if s.link.current.Load() == nil {
 		s.wake()
 	}
@@ -338,9 +341,12 @@ func (s *Session) drain(ctx context.Context) {
 // it starts again, the others are closed.
 func (s *Session) leave(ctx context.Context) {
 	if s.persistent() {
+		stopping := wire.Errorf(wire.SessionClosed, "this node is stopping")
+		s.calls.refuse(stopping, false)
 		s.drain(ctx)
 		s.save()
 		s.park()
+		s.calls.refuse(stopping, true)
 		s.mail.out.Close(wire.SessionClosed, time.Now())
 		s.mail.in.Close()
 		return

@@ -101,16 +101,15 @@ func (w *wires) node(t *testing.T, change func(*session.Config)) *wired {
 
 // start runs the node's endpoint: at first, or after a crash.
 func (n *wired) start(t *testing.T) {
-	n.Endpoint = session.New(n.cfg)
+	e := session.New(n.cfg)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	e := n.Endpoint
 	go func() {
 		defer close(ended)
 		e.Run(ctx)
 	}()
 	n.net.mu.Lock()
-	n.net.nodes[n.agent.Certificate.Peer] = n
+	n.Endpoint, n.net.nodes[n.agent.Certificate.Peer] = e, n
 	n.net.mu.Unlock()
 	var once sync.Once
 	n.kill = func() {
@@ -220,14 +219,15 @@ func (n wireNetwork) Offer() []signal.Transport {
 	return ts
 }
 
-func (n wireNetwork) find(p peer.ID) (*wired, error) {
+// find is what runs at a node now.
+func (n wireNetwork) find(p peer.ID) (*session.Endpoint, error) {
 	n.net.mu.Lock()
 	defer n.net.mu.Unlock()
 	to := n.net.nodes[p]
 	if to == nil || n.net.nodes[n.own.agent.Certificate.Peer] != n.own {
 		return nil, fmt.Errorf("%s is not there", p)
 	}
-	return to, nil
+	return to.Endpoint, nil
 }
 
 func (n wireNetwork) Signal(ctx context.Context, r session.Route, offer []byte) ([]byte, bool, error) {
@@ -249,7 +249,6 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 	if now, err := n.find(r.Peer); err != nil || now != to {
 		return nil, fmt.Errorf("%s has gone", r.Peer)
 	}
-	e := to.Endpoint
 	for _, name := range transports {
 		n.net.mu.Lock()
 		down := n.net.down[name]
@@ -257,8 +256,8 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 		if down || r.Transport != "" && r.Transport != name {
 			continue
 		}
-		a, b := n.net.pair(name, n.own.agent.Certificate.Peer, to.agent.Certificate.Peer)
-		go e.Accept(b)
+		a, b := n.net.pair(name, n.own.agent.Certificate.Peer, r.Peer)
+		go to.Accept(b)
 		return a, nil
 	}
 	return nil, fmt.Errorf("no transport to %s", r.Peer)

@@ -96,6 +96,9 @@ func (c Contract) Tighten(o Contract) (Contract, error) {
 	c.MaxMessageBytes = max(stricter(c.MaxMessageBytes, o.MaxMessageBytes), minMessage)
 	c.MaxPending = stricter(c.MaxPending, o.MaxPending)
 	c.Retry = c.Retry.tighten(o.Retry)
+	if o.Retry != (Retry{}) && !c.Retry.check() {
+		return Contract{}, wire.Errorf(wire.Malformed, "session contract: retries were offered that make no sense")
+	}
 	c.MessageRate, c.ByteRate = stricter(c.MessageRate, o.MessageRate), stricter(c.ByteRate, o.ByteRate)
 	return c, nil
 }

@@ -47,6 +47,7 @@ type Keys struct {
 	since    time.Time
 	settled  bool            // the peer has shown that it holds the newest epoch
 	proposal hpke.PrivateKey // of the initiator's change under way
+	erased   bool
 }
 
 // New returns the keys of the first epoch, and erases secret.
@@ -126,7 +127,7 @@ func (k *Keys) Open(frame []byte) (Header, []byte, error) {
 func (k *Keys) fresh(sequence uint64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.seen.fresh(sequence)
+	return !k.erased && k.seen.fresh(sequence)
 }
 
 // mark records a frame that opened, unless it was seen. One of the newest epoch
@@ -134,7 +135,7 @@ func (k *Keys) fresh(sequence uint64) bool {
 func (k *Keys) mark(h Header) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.seen.fresh(h.Sequence) {
+	if k.erased || !k.seen.fresh(h.Sequence) {
 		return false
 	}
 	k.seen.mark(h.Sequence)
@@ -179,12 +180,13 @@ func (k *Keys) Sweep(now time.Time) {
 	k.opening.Store(&kept)
 }
 
-// Erase forgets the secret and all keys that can be; nothing opens any more.
+// Erase forgets the secret. Nothing opens any more, and there are no further
+// epochs; what says that the session is over can still be sealed.
 func (k *Keys) Erase() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	clear(k.secret[:])
-	k.proposal = nil
+	k.proposal, k.erased = nil, true
 }
 
 // Received returns the sequence number of the newest frame received and the gaps
@@ -204,7 +206,7 @@ func (k *Keys) Due(now time.Time) bool {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.settled || k.proposal != nil {
+	if k.erased || !k.settled || k.proposal != nil {
 		return false
 	}
 	return now.Sub(k.since) >= k.cfg.Interval || k.spent(k.sending.Load()) || k.spent((*k.opening.Load())[0])
@@ -227,6 +229,9 @@ func (k *Keys) Propose() (*sessionpb.Rekey, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.erased {
+		return nil, wire.Errorf(wire.SessionClosed, "rekey: the keys are erased")
+	}
 	k.proposal = key
 	return &sessionpb.Rekey{Epoch: k.newest() + 1, PublicKey: key.PublicKey().Bytes()}, nil
 }
@@ -240,6 +245,9 @@ func (k *Keys) newest() uint32 { return (*k.opening.Load())[0].epoch }
 func (k *Keys) Answer(m *sessionpb.Rekey, now time.Time) (*sessionpb.Rekey, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.erased {
+		return nil, wire.Errorf(wire.SessionClosed, "rekey: the keys are erased")
+	}
 	if m.Epoch != k.newest()+1 || !k.settled {
 		return nil, wire.Errorf(wire.PolicyViolation, "rekey to epoch %d while the newest is %d", m.Epoch, k.newest())
 	}

@@ -46,16 +46,13 @@ func (f *replayFilter) word(sequence uint64) uint64 { return sequence / 64 % uin
 // Range are the sequence numbers from First to Last, both included.
 type Range struct{ First, Last uint64 }
 
-// missing lists what was not seen up to the newest, the most recent gaps first,
-// at most limit. The last one reaches down to 1 if there are more, or if the
-// window ends in it.
+// missing lists what was not seen up to the newest, within the window, the most
+// recent gaps first, at most limit. The last one reaches down to 1 if there are
+// more. What is older can never arrive: it is not worth asking for.
 func (f *replayFilter) missing(limit int) []Range {
 	var gaps []Range
 	var gap Range
-	for seq := f.newest; seq > 0; seq-- {
-		if f.newest-seq >= Window {
-			return gaps // what is older can never arrive: it is not worth asking for
-		}
+	for seq := f.newest; seq > 0 && f.newest-seq < Window; seq-- {
 		switch {
 		case !f.seen(seq) && gap.Last == 0:
 			gap = Range{seq, seq}
