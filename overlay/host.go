@@ -174,10 +174,12 @@ func (h *Host) options() ([]libp2p.Option, error) {
 }
 
 // perIP is how many connections one IPv4 address or IPv6 /56 may have: many
-// agents share one behind a NAT. perPeer bounds those of one peer.
+// agents share one behind a NAT. perPeer bounds those of one peer, streamsPerPeer
+// its streams.
 const (
-	perIP   = 256
-	perPeer = 16
+	perIP          = 256
+	perPeer        = 16
+	streamsPerPeer = 1024
 )
 
 func (c Config) resourceManager() (network.ResourceManager, error) {
@@ -191,7 +193,13 @@ func (c Config) resourceManager() (network.ResourceManager, error) {
 			Streams: streams, StreamsInbound: streams, StreamsOutbound: streams,
 		},
 		Transient:   rcmgr.ResourceLimits{Conns: conns / 4, ConnsInbound: conns / 4, ConnsOutbound: conns / 4},
-		PeerDefault: rcmgr.ResourceLimits{Conns: perPeer, ConnsInbound: perPeer, ConnsOutbound: perPeer, FD: perPeer},
+		PeerDefault: rcmgr.ResourceLimits{
+			Conns: perPeer, ConnsInbound: perPeer, ConnsOutbound: perPeer, FD: perPeer,
+			Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer,
+		},
+		// Two agents may have many sessions, each with a stream.
+		ProtocolPeerDefault: rcmgr.ResourceLimits{Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer},
+		ServicePeerDefault:  rcmgr.ResourceLimits{Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer},
 	}.Build(defaults.AutoScale())
 	subnets := func(prefix int) []rcmgr.ConnLimitPerSubnet {
 		return []rcmgr.ConnLimitPerSubnet{{PrefixLength: prefix, ConnCount: min(perIP, c.MaxConnections)}}

@@ -231,13 +231,6 @@ func (c *channel) finish() {
 	c.conduit.Close()
 }
 
-// idle reports whether nothing waits to be written.
-func (c *channel) idle() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return !c.busy && len(c.queue) == 0
-}
-
 // stalled reports whether one write has been under way for longer than limit.
 func (c *channel) stalled(now time.Time, limit time.Duration) bool {
 	since := c.writing.Load()

@@ -115,7 +115,11 @@ func throughCrashes(t *testing.T, qos signal.QoS, ordered bool, seed uint64) {
 		if err != nil || o.Status != delivery.Delivered {
 			t.Errorf("message %d: %v %v", i, o, err)
 		}
-		if work.asked[key] == 0 {
+	}
+	work.mu.Lock()
+	defer work.mu.Unlock()
+	for i := range n {
+		if work.asked[fmt.Sprint(i)] == 0 {
 			t.Errorf("message %d was not delivered", i)
 		}
 	}

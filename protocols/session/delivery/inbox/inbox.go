@@ -112,7 +112,6 @@ type work struct {
 	unreadBytes int64
 	ring        []delivery.Message // at most once, by sequence
 	gaps        []delivery.Range
-	former      uint64        // floor at the start: what was below it is not known
 	news        chan struct{} // closed when there is more to read
 }
 
