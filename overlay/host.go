@@ -192,7 +192,7 @@ func (c Config) resourceManager() (network.ResourceManager, error) {
 			Conns: conns, ConnsInbound: conns, ConnsOutbound: conns, FD: conns,
 			Streams: streams, StreamsInbound: streams, StreamsOutbound: streams,
 		},
-		Transient:   rcmgr.ResourceLimits{Conns: conns / 4, ConnsInbound: conns / 4, ConnsOutbound: conns / 4},
+		Transient: rcmgr.ResourceLimits{Conns: conns / 4, ConnsInbound: conns / 4, ConnsOutbound: conns / 4},
 		PeerDefault: rcmgr.ResourceLimits{
 			Conns: perPeer, ConnsInbound: perPeer, ConnsOutbound: perPeer, FD: perPeer,
 			Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer,
