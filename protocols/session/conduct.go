@@ -92,11 +92,15 @@ func (s *Session) noticed(plain []byte, now time.Time) error {
 	return nil
 }
 
+// note remembers a notice. The peer must not fill the log with its own.
 func (s *Session) note(n Notice) {
-	s.owner.cfg.Log.Warn("policy notice", zap.Stringer("session", s.id), zap.String("agent", string(s.Peer().Agent)),
-		zap.Bool("sent", n.Sent), zap.String("effect", n.Effect), zap.String("reason", n.Reason))
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	last := len(s.notices) - 1
+	if n.Sent || last < 0 || s.notices[last].Effect != n.Effect && n.At.Sub(s.notices[last].At) > time.Second {
+		s.owner.cfg.Log.Warn("policy notice", zap.Stringer("session", s.id), zap.String("agent", string(s.Peer().Agent)),
+			zap.Bool("sent", n.Sent), zap.String("effect", n.Effect), zap.String("reason", n.Reason))
+	}
 	s.notices = append(s.notices, n)
 	s.notices = s.notices[max(0, len(s.notices)-maxNotices):]
 }

@@ -219,7 +219,8 @@ func (s *Session) rebound(ch *channel, plain []byte) error {
 	if err := unmarshal(plain, m); err != nil {
 		return err
 	}
-	s.link.received(receivedOf(m.GetReceived()))
+	newest, missing := receivedOf(m.GetReceived())
+	s.link.received(ch, newest, missing)
 	if m.Primary && s.link.choose(ch) {
 		s.over(ch)
 	}

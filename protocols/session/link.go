@@ -148,10 +148,13 @@ func (l *link) keep(t seal.Type, plain []byte, ch *channel) {
 	l.bytes += len(plain)
 }
 
-// received takes the peer's word of what it has.
-func (l *link) received(newest uint64, missing []seal.Range) {
+// received takes the peer's word, which came over a channel, of what it has.
+func (l *link) received(over *channel, newest uint64, missing []seal.Range) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !slices.Contains(l.channels, over) {
+		return // it speaks of frames under keys that are gone, or is late
+	}
 	for _, ch := range l.channels {
 		if ch.told <= newest && !slices.ContainsFunc(missing, func(r seal.Range) bool { return r.First <= ch.told && ch.told <= r.Last }) {
 			ch.has = max(ch.has, ch.told)

@@ -163,11 +163,11 @@ func (m *linkModel) report(*rapid.T) {
 
 // hear lets any of the reports arrive, however old, once or again.
 func (m *linkModel) hear(t *rapid.T) {
-	if len(m.reports) == 0 {
-		t.Skip("no report")
+	if len(m.reports) == 0 || len(m.channels) == 0 {
+		t.Skip("no report, or nothing to bring it")
 	}
 	r := m.reports[rapid.IntRange(0, len(m.reports)-1).Draw(t, "report")]
-	m.link.received(r.newest, r.missing)
+	m.link.received(m.channels[m.pick(t)], r.newest, r.missing)
 }
 
 func (m *linkModel) repair(t *rapid.T) {
@@ -212,7 +212,7 @@ func (m *linkModel) end(t *rapid.T) {
 		m.take(t, f)
 	}
 	newest, missing := m.receiver.Received(maxGaps)
-	m.link.received(newest, missing)
+	m.link.received(m.channels[0], newest, missing)
 	for _, text := range m.sent {
 		if m.arrived[text] != 1 {
 			t.Fatalf("%s arrived %d times", text, m.arrived[text])
@@ -253,6 +253,13 @@ func TestLinkAgainstModel(t *testing.T) {
 	})
 }
 
+// ear gives a link a channel that only brings something.
+func ear(l *link) *channel {
+	ch := new(channel)
+	l.channels = append(l.channels, ch)
+	return ch
+}
+
 // What a peer says that it has is its word only: numbers and gaps that make no
 // sense release nothing that they do not name, and break nothing.
 func TestReceivedThatMakesNoSense(t *testing.T) {
@@ -272,7 +279,7 @@ func TestReceivedThatMakesNoSense(t *testing.T) {
 		for range 10 {
 			l.send(seal.Data, pooled("x"), false, false)
 		}
-		l.received(tc.newest, tc.missing)
+		l.received(ear(l), tc.newest, tc.missing)
 		if n, _ := l.waiting(); n != tc.kept {
 			t.Errorf("%+v: %d frames are kept, want %d", tc, n, tc.kept)
 		}
@@ -318,7 +325,7 @@ func TestFullLink(t *testing.T) {
 					t.Fatal("a sender does not wait")
 				default:
 				}
-				l.received(1, nil)
+				l.received(ear(l), 1, nil)
 				if !<-taken {
 					t.Error("there is room, and the sender is refused")
 				}

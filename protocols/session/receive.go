@@ -228,7 +228,8 @@ func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time)
 		if err := unmarshal(plain, m); err != nil {
 			return err
 		}
-		s.link.received(receivedOf(m))
+		newest, missing := receivedOf(m)
+		s.link.received(ch, newest, missing)
 		s.room()
 	case seal.Rebind:
 		return s.rebound(ch, plain)

@@ -36,8 +36,9 @@ const violatorRate = 10
 // A peer that sends far more than its contract allows costs its neighbours little:
 // b's calls to a go on nearly as before while another agent, whose program keeps to
 // nothing, floods a with requests. That one is warned, held back and cut off.
+//
+// It runs by itself, for it compares rates.
 func TestViolatorCostsNeighboursLittle(t *testing.T) {
-	t.Parallel()
 	m := newMesh(t, map[string]string{"OPENMESH_NETWORKING_KEEPALIVE_INTERVAL": "1s"}, nil)
 	m.measure(t, time.Second) // the session is there, and warm
 	before := m.measure(t, 5*time.Second)
