@@ -14,7 +14,8 @@
 //	effect      what happens                  leads to    when
 //	pass        nothing                       warn        at the first message over the limit
 //	warn        nothing but the notice        throttle    at a message over the limit, 2 s or more
-//	                                                      after the warning
+//	                                                      after the warning; or once 2 s worth of the
+//	                                                      limit came too early since then
 //	throttle    reading is held back, so that terminate   when messages have come 10 s and a largest
 //	            what is read is at the limit              message ahead of the limit: the peer has
 //	                                                      ways around the holding back

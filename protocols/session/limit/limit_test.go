@@ -37,9 +37,10 @@ func TestMeterEscalates(t *testing.T) {
 		{"one that is larger than any may be", kilo, []step{{count: 1, bytes: 1501, want: Warn, notify: 1}}},
 		{"one message in ten seconds", Terms{MessagesPerSecond: 0.1}, []step{
 			{count: 10, every: 10 * time.Second, want: Pass}, {count: 1, want: Pass}, {count: 1, want: Warn, notify: 1}}},
-		{"one warning for much", ten, []step{{count: 190, every: 10 * ms, want: Warn, notify: 1}}},
+		{"one warning for a little much", ten, []step{{count: 11, want: Pass}, {count: 20, every: 95 * ms, want: Warn, notify: 1}}},
 		{"throttled after two seconds", ten, []step{
-			{count: 200, every: 10 * ms, want: Warn, notify: 1}, {wait: 200 * ms, count: 3, want: Throttle, notify: 1}}},
+			{count: 11, want: Pass}, {count: 20, every: 95 * ms, want: Warn, notify: 1}, {wait: 200 * ms, count: 3, want: Throttle, notify: 1}}},
+		{"a flood is throttled at once", ten, []step{{count: 11, want: Pass}, {count: 25, every: ms, want: Throttle, notify: 1}}},
 		{"well again", ten, []step{
 			{count: 12, want: Warn, notify: 1}, {wait: 9 * time.Second, count: 1, want: Warn},
 			{wait: 1100 * ms, count: 1, want: Pass, notify: 1}, {count: 9, want: Pass}}},

@@ -54,6 +54,7 @@ type Meter struct {
 	effect   Effect
 	reason   string
 	since    int64 // when the effect changed
+	over     int64 // ns that the peer came ahead of the limit in all since it was warned
 	excess   int64 // until when the peer was over the limit
 	noticed  int64 // when the peer was last told
 	notified bool  // it ever was
@@ -111,8 +112,11 @@ func (m *Meter) escalate(t, ahead int64) {
 	switch m.effect {
 	case Pass:
 		m.become(Warn, t)
+		m.over = 0
 	case Warn:
-		if t-m.since >= int64(patience) {
+		// Patience is for who is a little over the limit; of a flood it lets no more
+		// pass than the limit itself would in that time.
+		if m.over += ahead; t-m.since >= int64(patience) || m.over >= int64(patience) {
 			m.become(Throttle, t)
 		}
 	case Throttle:
