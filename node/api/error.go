@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"syscall"
 
 	"connectrpc.com/connect"
@@ -152,5 +153,9 @@ func wentAway(err *connect.Error) bool {
 		return false
 	}
 	cut := func(target error) bool { return errors.Is(err, target) }
-	return err.Code() == connect.CodeUnavailable || slices.ContainsFunc([]error{syscall.EPIPE, syscall.ECONNRESET, io.ErrUnexpectedEOF}, cut)
+	// Where one call fails to write, net/http ends the others with an error that has
+	// no name outside it.
+	lost := func(text string) bool { return strings.Contains(err.Error(), text) }
+	return err.Code() == connect.CodeUnavailable || slices.ContainsFunc([]error{syscall.EPIPE, syscall.ECONNRESET, io.ErrUnexpectedEOF}, cut) ||
+		slices.ContainsFunc([]string{"http2: client connection force closed", "http2: client connection lost"}, lost)
 }
