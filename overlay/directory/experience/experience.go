@@ -139,7 +139,7 @@ func (b *Book) Of(agent identity.AgentID, now time.Time) View {
 		Trust:   trust(n.Good, n.Bad),
 	}
 	if v.Probed {
-		v.Uptime = min(100*n.Answered/n.Asked, 100)
+		v.Uptime = 100 * min(n.Answered/n.Asked, 1) // exactly 100 if all were answered
 	}
 	return v
 }
