@@ -58,7 +58,7 @@ func metered(t seal.Type) bool {
 // holds back the reading while the peer is too fast, and ends the session if that
 // does not help.
 func (s *Session) measure(n int, now time.Time) error {
-	c := s.conduct
+	c := s.conduct.Load()
 	c.mu.Lock()
 	v := c.meter.Take(now, 1, n)
 	c.mu.Unlock()
@@ -69,7 +69,7 @@ func (s *Session) measure(n int, now time.Time) error {
 	case v.Effect == limit.Terminate:
 		return broken{code: wire.ResourceExhausted}
 	case v.Delay > 0:
-		s.pause(min(v.Delay, s.contract.Keepalive/8)) // the rest comes with the next frame
+		s.pause(min(v.Delay, s.terms.Load().Keepalive/8)) // the rest comes with the next frame
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func effectName(e sessionpb.Notice_Effect) string {
 
 // pace waits until this side may send a message of n bytes.
 func (s *Session) pace(n int) {
-	c := s.conduct
+	c := s.conduct.Load()
 	c.mu.Lock()
 	d := c.pacer.Reserve(time.Now(), 1, n)
 	c.mu.Unlock()
@@ -133,7 +133,7 @@ func (s *Session) pace(n int) {
 // may reports whether the outbox may send a message of n bytes now; if not, it is
 // told when it may.
 func (s *Session) may(n int) bool {
-	c := s.conduct
+	c := s.conduct.Load()
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,8 +149,9 @@ func (s *Session) may(n int) bool {
 }
 
 func (s *Session) goOn() {
-	s.conduct.mu.Lock()
-	s.conduct.waking = false
-	s.conduct.mu.Unlock()
+	c := s.conduct.Load()
+	c.mu.Lock()
+	c.waking = false
+	c.mu.Unlock()
 	s.owner.start(func() { s.mail.out.Due(time.Now()) })
 }

@@ -33,7 +33,7 @@ func deliveryTerms(c signal.Contract) delivery.Terms {
 }
 
 func (s *Session) newMail() mail {
-	terms := deliveryTerms(s.contract)
+	terms := deliveryTerms(*s.terms.Load())
 	return mail{
 		out: outbox.New(outbox.Config{
 			Session: s.id, Terms: terms, Store: s.owner.cfg.Store, Transmit: s.transmit, Random: rand.Float64,
@@ -53,7 +53,7 @@ func (e *Endpoint) delivered(s *Session, m *delivery.Message, o delivery.Outcome
 // once it is accepted: on disk, unless it is to be delivered at most once. See
 // [outbox.Outbox.Send].
 func (s *Session) Post(ctx context.Context, m *delivery.Message) (uint64, error) {
-	if len(m.Body) > s.contract.MaxMessageBytes {
+	if len(m.Body) > s.terms.Load().MaxMessageBytes {
 		return 0, s.tooLarge(len(m.Body))
 	}
 	return s.mail.out.Send(ctx, m, time.Now())
@@ -86,9 +86,9 @@ func (s *Session) Consume(ctx context.Context, cursor uint64) error {
 func (s *Session) transmit(m *delivery.Message, floor uint64) bool {
 	if s.link.current.Load() == nil {
 		s.wake()
-		return false
+		return s.postMessage(m, floor)
 	}
-	if s.conduct != nil && !s.may(len(m.Body)) {
+	if s.conduct.Load() != nil && !s.may(len(m.Body)) {
 		return false
 	}
 	plain := delivery.AppendMessage(pool.Get(len(m.Body) + maxMeta)[:0], m, floor, time.Now())
@@ -101,8 +101,11 @@ func (s *Session) transmit(m *delivery.Message, floor uint64) bool {
 }
 
 func (s *Session) sendAck(a delivery.Ack) bool {
+	if s.link.current.Load() == nil {
+		return s.postAck(a)
+	}
 	plain := delivery.AppendAck(pool.Get(256)[:0], a)
-	if s.link.current.Load() == nil || !s.link.post(seal.Ack, plain, true) {
+	if !s.link.post(seal.Ack, plain, true) {
 		return false
 	}
 	s.sentFrame(len(plain))
@@ -177,7 +180,7 @@ func (j job) runDelivery() {
 		return // the node is stopping: who sent it will send it again
 	case err == nil && resp == nil:
 		err = wire.Internal
-	case err == nil && len(resp.Body) > s.contract.MaxMessageBytes:
+	case err == nil && len(resp.Body) > s.terms.Load().MaxMessageBytes:
 		err = s.tooLarge(len(resp.Body))
 	}
 	if err == nil {
@@ -204,7 +207,8 @@ func (s *Session) restoreDelivery(ctx context.Context) error {
 	return s.mail.in.Restore(ctx)
 }
 
-// resumeDelivery sends again what may have been lost with one side's memory.
+// resumeDelivery sends again what may have been lost with one side's memory, or in
+// the mail.
 func (s *Session) resumeDelivery(now time.Time) {
 	s.mail.in.Resume()
 	s.mail.out.Resume(now)
@@ -214,7 +218,10 @@ func (s *Session) resumeDelivery(now time.Time) {
 func (s *Session) sweepDelivery(now time.Time) {
 	s.mail.out.Due(now)
 	s.mail.in.Due(now)
-	if s.link.current.Load() == nil && s.outstanding() {
+	if s.offered.Load() {
+		s.postInvitation(now)
+	}
+	if s.link.current.Load() == nil && (s.outstanding() || s.offered.Load() || s.owes()) {
 		s.wake()
 	}
 }
@@ -242,7 +249,7 @@ func (s *Session) gather(ctx context.Context, r *Response) (*Response, error) {
 		if r.Encoding == Protobuf {
 			return wire.Errorf(wire.Unsupported, "parts in Protobuf make no array")
 		}
-		if len(body)+len(part) > s.contract.MaxMessageBytes {
+		if len(body)+len(part) > s.terms.Load().MaxMessageBytes {
 			return s.tooLarge(len(body) + len(part))
 		}
 		if len(body) > 1 {

@@ -60,6 +60,10 @@ type Config struct {
 	// looks nowhere.
 	Find func(ctx context.Context, a identity.AgentID, last peer.ID) (Route, error)
 
+	// Mail leaves letters for agents that cannot be reached; nil: sessions wait for
+	// them.
+	Mail Mail
+
 	Retention time.Duration // a persistent session unused for so long is closed; default 30 days
 
 	RekeyFrames, RekeyBytes uint64 // of one epoch and direction; defaults 2^32 and 64 GiB
@@ -232,6 +236,9 @@ func (e *Endpoint) begin(s *Session) error {
 		e.usable[s.slot()] = s
 	}
 	e.mu.Unlock()
+	if s.offered.Load() {
+		return nil
+	}
 	return s.move(Establishing, 0)
 }
 
@@ -247,8 +254,8 @@ func (e *Endpoint) mayBegin(s *Session) error {
 	switch {
 	case e.closed:
 		return wire.Errorf(wire.SessionClosed, "this node is shutting down")
-	case s.link.opener() == nil:
-		return nil // it was there before the restart
+	case s.restored:
+		return nil
 	case len(e.sessions) >= e.cfg.MaxSessions:
 		return wire.Errorf(wire.ResourceExhausted, "there are %d sessions, all that are allowed", len(e.sessions)).
 			WithHint("raise session.max_sessions or close some")
@@ -259,7 +266,7 @@ func (e *Endpoint) mayBegin(s *Session) error {
 	return nil
 }
 
-func (s *Session) slot() slot { return slotOf(s.Peer().Agent, s.contract) }
+func (s *Session) slot() slot { return slotOf(s.Peer().Agent, *s.terms.Load()) }
 
 func (e *Endpoint) reserveChannel() error {
 	if e.channels.Add(1) > int64(e.cfg.MaxChannels) {
@@ -311,7 +318,7 @@ func (e *Endpoint) replace(at slot) {
 
 func (s *Session) usable() bool {
 	state := s.stateNow()
-	return state == Active || state == Migrating
+	return state == Active || state == Migrating || state == Offered && s.offered.Load()
 }
 
 func (s *Session) stateNow() State {

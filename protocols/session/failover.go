@@ -95,7 +95,7 @@ func (s *Session) wake() {
 
 // patience is how long a session that no restart may end looks for a channel
 // before it gives up.
-func (s *Session) patience() time.Duration { return max(2*s.contract.Keepalive, time.Minute) }
+func (s *Session) patience() time.Duration { return max(2*s.terms.Load().Keepalive, time.Minute) }
 
 // The waits between attempts to open a channel.
 const (
@@ -111,7 +111,7 @@ func (s *Session) reconnect() {
 	since := time.Now()
 	wait := time.Duration(0)
 	if !s.isInitiator() && s.stateNow() == Migrating {
-		wait = min(max(s.contract.Keepalive/4, time.Second), 2*time.Second)
+		wait = min(max(s.terms.Load().Keepalive/4, time.Second), 2*time.Second)
 	}
 	for {
 		if !s.pause(wait) || s.link.current.Load() != nil {
@@ -132,12 +132,28 @@ func (s *Session) reconnect() {
 		case !s.persistent() && time.Since(since) > s.patience():
 			s.end(Terminated, wire.Unreachable, false)
 			return
-		case s.persistent() && s.resting() && !(s.eager && time.Since(since) < s.patience()):
+		case s.offered.Load() && s.refused(code):
+			s.end(Terminated, code, false)
+			return
+		case s.persistent() && s.resting() && !s.offered.Load() && !s.owes() && !(s.eager && time.Since(since) < s.patience()):
 			return // nobody needs it now
+		}
+		if s.persistent() && time.Since(since) >= mailAfter {
+			s.turnToMail()
 		}
 		wait = min(max(2*wait, firstWait), maxWait)
 		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
 	}
+}
+
+// refused reports whether the code of a failed attempt to reach the other side is
+// its word that it does not want the session.
+func (s *Session) refused(code wire.Code) bool {
+	switch code {
+	case wire.Denied, wire.Unsupported, wire.NoCommonSchema, wire.PolicyViolation, wire.KeyRevoked:
+		return true
+	}
+	return false
 }
 
 // pause waits for d, and reports whether the session is still there then.
@@ -229,4 +245,9 @@ func (s *Session) rebound(ch *channel, plain []byte) error {
 }
 
 // back ends a migration: the session has a channel that works.
-func (s *Session) back() { s.move(Active, 0) }
+func (s *Session) back() {
+	if s.turnFromMail() {
+		s.resumeDelivery(time.Now())
+	}
+	s.move(Active, 0)
+}

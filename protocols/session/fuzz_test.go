@@ -170,7 +170,7 @@ func FuzzRestore(f *testing.F) {
 			if s.stateNow() != Migrating || s.link.opener() != nil {
 				t.Errorf("a session was restored that is %s, with keys: %t", s.stateNow(), s.link.opener() != nil)
 			}
-			if again := restored(t, s.saved()); again == nil || again.contract != s.contract {
+			if again := restored(t, s.saved()); again == nil || again.Contract() != s.Contract() {
 				t.Errorf("what was restored is saved as %x", s.saved())
 			}
 		}

@@ -44,7 +44,7 @@ type ChannelInfo struct {
 func (s *Session) Info() Info {
 	ends := s.ends.Load()
 	i := Info{
-		ID: s.id, Peer: ends.peer, Initiator: s.opener, Suite: ends.suite, Contract: s.contract, Protocols: ends.protocols,
+		ID: s.id, Peer: ends.peer, Initiator: s.opener, Suite: ends.suite, Contract: s.Contract(), Protocols: ends.protocols,
 		Channels: s.channels(), Outbox: s.mail.out.Pending(),
 		Sent: s.counters.sent.Load(), Received: s.counters.received.Load(), Rejected: s.counters.rejected.Load(),
 		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.owner.cfg.IdleTimeout),
@@ -123,8 +123,8 @@ type Stats struct {
 
 // stats counts without locks or look-ups, for it is on the path of every frame.
 type stats struct {
-	direct, holepunched, relayed bytesCounter
-	served, failed, refused      atomic.Uint64
+	direct, holepunched, relayed, forwarded bytesCounter
+	served, failed, refused                 atomic.Uint64
 }
 
 type bytesCounter struct{ out, in atomic.Uint64 }
@@ -135,6 +135,8 @@ func (s *stats) by(kind string) *bytesCounter {
 		return &s.relayed
 	case "holepunched":
 		return &s.holepunched
+	case "forwarded":
+		return &s.forwarded
 	}
 	return &s.direct
 }
@@ -149,7 +151,7 @@ func (e *Endpoint) Stats() Stats {
 		Served: e.stats.served.Load(), Failed: e.stats.failed.Load(), Refused: e.stats.refused.Load(),
 		Channels: int(e.channels.Load()),
 	}
-	for _, kind := range []string{"direct", "holepunched", "relayed"} {
+	for _, kind := range []string{"direct", "holepunched", "relayed", "forwarded"} {
 		c := e.stats.by(kind)
 		st.Sent[kind], st.Received[kind] = c.out.Load(), c.in.Load()
 	}

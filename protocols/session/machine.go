@@ -11,7 +11,7 @@ type State uint8
 
 // The states of a session.
 const (
-	Offered      State = iota // an offer was made or answered
+	Offered      State = iota // an offer was made or answered, or left in a mailbox
 	Establishing              // keys are there; the first channel is on its way
 	Active                    // frames flow
 	Migrating                 // moving to another channel; frames flow
@@ -36,6 +36,7 @@ func (s State) Done() bool { return s >= Closed }
 // Any state that is not done may also become Terminated.
 var transitions = [...]struct{ from, to State }{
 	{Offered, Establishing},
+	{Offered, Draining}, // an offer by mail is taken back
 	{Establishing, Active},
 	{Active, Migrating},
 	{Migrating, Active},

@@ -42,6 +42,10 @@ func (e *Endpoint) Reached(a identity.AgentID) (c *identity.Certificate, r Route
 type Target struct {
 	Agent identity.AgentID
 	Route Route
+
+	// Mailbox, if set, is the agent's certificate: it has a mailbox, and if it cannot
+	// be reached a persistent session is offered by mail.
+	Mailbox *identity.Certificate
 }
 
 // Want says what a session should be like. Terms of the contract left zero are
@@ -101,6 +105,9 @@ func (e *Endpoint) setUp(ctx context.Context, t Target, terms signal.Terms, excl
 	defer cancel()
 	start := time.Now()
 	s, err := e.open(ctx, t, terms, exclusive)
+	if err != nil && wire.CodeOf(err) == wire.Unreachable && t.Mailbox != nil && terms.Contract.Persistent && e.cfg.Mail != nil {
+		s, err = e.invite(t, terms, exclusive)
+	}
 	if e.cfg.Observe != nil {
 		e.cfg.Observe.SessionSetup(true, time.Since(start), err)
 	}

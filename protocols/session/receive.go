@@ -141,7 +141,7 @@ func (s *Session) receiveFrame(r *reader) error {
 			s.acknowledge()
 		}
 	}
-	if s.conduct != nil && metered(h.Type) {
+	if s.conduct.Load() != nil && metered(h.Type) {
 		if err := s.measure(n, now); err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func (s *Session) receiveFrame(r *reader) error {
 	return s.dispatch(r, h, plain, now)
 }
 
-func (s *Session) maxFrame() int { return s.contract.MaxMessageBytes + maxMeta + seal.Overhead }
+func (s *Session) maxFrame() int { return s.terms.Load().MaxMessageBytes + maxMeta + seal.Overhead }
 
 func (s *Session) open(frame []byte) (seal.Header, []byte, error) {
 	keys := s.link.opener()

@@ -78,7 +78,7 @@ type Handler func(context.Context, *Inbound) (*Response, error)
 // wire.DeadlineExceeded, wire.Cancelled, wire.SessionClosed, wire.TooLarge or
 // wire.ResourceExhausted.
 func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, error) {
-	if len(r.Body) > s.contract.MaxMessageBytes {
+	if len(r.Body) > s.terms.Load().MaxMessageBytes {
 		return nil, 0, s.tooLarge(len(r.Body))
 	}
 	if meta := len(r.Capability) + len(r.Version) + len(r.Traceparent) + len(r.Tracestate) + len(r.CorrelationID) + len(r.IdempotencyKey); meta > maxMeta-128 {
@@ -207,7 +207,7 @@ func (s *Session) take(m *sessionpb.Request) (job, error) {
 // admit registers request id, or says with which code it is refused. Answers that
 // wait to be written count too: a peer that does not take them gets no more.
 func (s *Session) admit(id uint64, w working) error {
-	if int(s.answering.Load()) >= s.contract.MaxPending || s.answers.Load() >= maxInHand {
+	if int(s.answering.Load()) >= s.terms.Load().MaxPending || s.answers.Load() >= maxInHand {
 		return wire.ResourceExhausted
 	}
 	return s.inbox.add(id, w)
@@ -239,7 +239,7 @@ func (j job) run() {
 	if err == nil && resp == nil {
 		err = wire.Internal
 	}
-	if err == nil && len(resp.Body) > s.contract.MaxMessageBytes {
+	if err == nil && len(resp.Body) > s.terms.Load().MaxMessageBytes {
 		err = s.tooLarge(len(resp.Body))
 	}
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 // nothing, and neither is a stolen store.
 
 // persistent reports whether the session outlives the process.
-func (s *Session) persistent() bool { return s.contract.Persistent && s.owner.cfg.Store != nil }
+func (s *Session) persistent() bool { return s.terms.Load().Persistent && s.owner.cfg.Store != nil }
 
 // save stores what the session needs to go on after a restart.
 func (s *Session) save() {
@@ -58,8 +58,8 @@ func (s *Session) saved() []byte {
 	ends := s.ends.Load()
 	m := &sessionpb.Saved{
 		Session: s.id[:], Agent: string(ends.peer.Agent), Certificate: ends.peer.Raw, Initiator: s.opener,
-		Contract: s.contract.Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
-		Exclusive: s.exclusive, Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
+		Contract: s.terms.Load().Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
+		Exclusive: s.exclusive, Offered: s.offered.Load(), Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
 	}
 	if s.stateNow().Done() {
 		s.mu.Lock()
@@ -84,7 +84,7 @@ func (s *Session) saved() []byte {
 func (s *Session) conclude() {
 	if s.persistent() {
 		s.save()
-		s.owner.outlive(s.id, time.Now().Add(s.contract.TTL))
+		s.owner.outlive(s.id, time.Now().Add(s.terms.Load().TTL))
 	}
 }
 
@@ -155,7 +155,9 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 		return nil
 	}
 	s.astray.Store(true)
+	s.restored = true
 	s.exclusive = m.Exclusive
+	s.offered.Store(m.Offered)
 	s.counters.used.Store(m.Used * int64(time.Millisecond))
 	s.eager = !m.Parked
 	s.link = newLink(nil)
@@ -165,8 +167,10 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 	if err := e.begin(s); err != nil {
 		return err
 	}
-	s.move(Active, 0)
-	s.move(Migrating, 0)
+	if !m.Offered {
+		s.move(Active, 0)
+		s.move(Migrating, 0)
+	}
 	if s.outstanding() || !m.Parked { // the peer may have something for this side
 		s.wake()
 	}
@@ -180,7 +184,7 @@ func (e *Endpoint) recall(s *Session, m *sessionpb.Saved) {
 	if m.Reason != 0 {
 		s.state = Terminated
 	}
-	e.outlive(s.id, time.UnixMilli(m.Ended).Add(s.contract.TTL))
+	e.outlive(s.id, time.UnixMilli(m.Ended).Add(s.terms.Load().TTL))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ended = append(e.ended, s.Info())
@@ -305,8 +309,8 @@ func (e *Endpoint) resume(ctx context.Context, s *Session, r Route) error {
 
 func (e *Endpoint) offerResume(ctx context.Context, s *Session, r Route) (*signal.Established, []byte, error) {
 	terms := e.cfg.Signal.Terms()
-	terms.Contract, terms.Resume = s.contract, s.id
-	est, confirm, proven, err := e.agree(ctx, Target{s.Peer().Agent, r}, terms)
+	terms.Contract, terms.Resume, terms.Begin = s.Contract(), s.id, s.offered.Load()
+	est, confirm, proven, err := e.agree(ctx, Target{Agent: s.Peer().Agent, Route: r}, terms)
 	if wire.CodeOf(err) == wire.NotFound && !proven {
 		err = fmt.Errorf("%w: by a host that proves nothing: %w", wire.Unreachable, err)
 	}
@@ -339,20 +343,30 @@ const crossing = time.Second
 // mayResume is asked when the agent with certificate c offers to go on with
 // session id. If both sides do so at once, the offer of the one with the lower
 // agent id counts.
-func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID) (signal.Contract, error) {
+func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID, begin bool) (*signal.Contract, error) {
 	s := e.session(id)
-	if s == nil || !s.persistent() || s.Peer().Agent != c.Agent {
-		return signal.Contract{}, wire.Errorf(wire.NotFound, "session %s with %s to go on with", id, c.Agent)
+	switch {
+	case s == nil && begin && e.cfg.Store != nil && !e.hadEnded(id):
+		return nil, nil
+	case s == nil || !s.persistent() || s.Peer().Agent != c.Agent:
+		return nil, wire.Errorf(wire.NotFound, "session %s with %s to go on with", id, c.Agent)
 	}
 	if since := time.Since(time.Unix(0, s.resuming.Load())); since < crossing && e.cfg.Signal.Local().Certificate.Agent < c.Agent {
-		return signal.Contract{}, wire.Errorf(wire.AlreadyExists, "session %s is being resumed by this side", id)
+		return nil, wire.Errorf(wire.AlreadyExists, "session %s is being resumed by this side", id)
 	}
-	return s.contract, nil
+	return s.terms.Load(), nil
 }
 
 // revive goes on with a session under the keys that the other side has confirmed.
 func (e *Endpoint) revive(est *signal.Established, ch *channel) (*Session, error) {
 	s := e.session(est.ID)
+	if s == nil && est.Begin { // no letter of it has come
+		s, err := e.establish(est, ch, false)
+		if err == nil {
+			s.affirm(ch)
+		}
+		return s, err
+	}
 	if s == nil || s.Peer().Agent != est.Peer.Agent {
 		return nil, wire.Errorf(wire.NotFound, "session %s to go on with", est.ID)
 	}
@@ -372,6 +386,11 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 		return err
 	}
 	s.move(Migrating, 0)
+	if s.offered.Swap(false) {
+		s.agree(est.Contract)
+		s.move(Establishing, 0)
+	}
+	s.turnFromMail()
 	old := s.link.renew(keys)
 	s.ends.Store(endsOf(est))
 	for _, ch := range old {
@@ -424,7 +443,7 @@ func (s *Session) proven(ctx context.Context, ch *channel) error {
 // ready waits until a session without keys has some; one that keeps its messages
 // need not wait.
 func (s *Session) ready(ctx context.Context) error {
-	if s.link.opener() != nil || s.contract.QoS > signal.AtMostOnce {
+	if s.link.opener() != nil || s.terms.Load().QoS > signal.AtMostOnce {
 		return nil
 	}
 	up := s.link.awake()

@@ -51,7 +51,6 @@ const maxMeta = 8 << 10
 // Session is one session. Its methods are safe for concurrent use.
 type Session struct {
 	id        signal.ID
-	contract  signal.Contract
 	opened    time.Time
 	counted   bool      // against the limit of its peer; guarded by the endpoint
 	opener    bool      // this side opened it
@@ -61,23 +60,29 @@ type Session struct {
 	eager     bool                 // restored from a process that was using it
 	exclusive bool                 // whoever opened it has it for himself
 	ends      atomic.Pointer[ends] // as the last signaling left them
+	terms     atomic.Pointer[signal.Contract]
+	conduct   atomic.Pointer[conduct] // nil: no rates
 
 	owner      *Endpoint
 	link       *link
 	mail       mail
 	streams    atomic.Pointer[mux.Mux]
-	conduct    *conduct // nil: no rates
 	calls      calls
 	inbox      arrivals
 	counters   counters
-	answering  atomic.Int32          // answers being written
-	answers    atomic.Int64          // and the bytes of their bodies
-	blocked    atomic.Bool           // the outbox waits for room
-	quick      atomic.Bool           // the last request was answered at once
-	connecting atomic.Bool           // somebody is opening a channel, for there is none
-	probing    atomic.Bool           // somebody looks for a better one
-	resuming   atomic.Int64          // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
-	astray     atomic.Bool           // the peer was not where it was last
+	answering  atomic.Int32 // answers being written
+	answers    atomic.Int64 // and the bytes of their bodies
+	blocked    atomic.Bool  // the outbox waits for room
+	quick      atomic.Bool  // the last request was answered at once
+	connecting atomic.Bool  // somebody is opening a channel, for there is none
+	probing    atomic.Bool  // somebody looks for a better one
+	resuming   atomic.Int64 // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
+	astray     atomic.Bool  // the peer was not where it was last
+	away       atomic.Bool  // the peer cannot be reached: what there is to say goes by mail
+	offered    atomic.Bool  // the peer was away when this side offered the session, and has not agreed yet
+	lettered   atomic.Bool  // the peer has written letters since it was here last
+	letters    letters
+	restored   bool                  // it was there before the restart
 	finding    atomic.Bool           // somebody looks it up
 	found      atomic.Pointer[Route] // where it was when it was looked up last
 	path       atomic.Pointer[Path]  // of the last channel used
@@ -150,17 +155,15 @@ func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session
 func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
 	s := &Session{
 		opener: est.Initiator,
-		id:     est.ID, contract: est.Contract, opened: opened, owner: e, done: make(chan struct{}),
+		id:     est.ID, opened: opened, owner: e, done: make(chan struct{}),
 		calls: calls{limit: est.Contract.MaxPending},
 		inbox: arrivals{limit: est.Contract.MaxPending},
 	}
 	s.ends.Store(endsOf(est))
 	s.path.Store(new(Path))
+	s.agree(est.Contract)
 	s.mail = s.newMail()
 	s.streams.Store(s.newStreams())
-	if rated(s.contract) {
-		s.conduct = newConduct(s.contract)
-	}
 	s.counters.used.Store(time.Now().UnixNano())
 	return s
 }
@@ -181,8 +184,16 @@ func (s *Session) Peer() *identity.Certificate { return s.ends.Load().peer }
 // Names returns the session's and its peer's names.
 func (s *Session) Names() Names { return s.ends.Load().names }
 
+// agree makes c the session's contract.
+func (s *Session) agree(c signal.Contract) {
+	if rated(c) {
+		s.conduct.Store(newConduct(c))
+	}
+	s.terms.Store(&c)
+}
+
 // Contract returns the terms that both sides agreed to.
-func (s *Session) Contract() signal.Contract { return s.contract }
+func (s *Session) Contract() signal.Contract { return *s.terms.Load() }
 
 func (s *Session) isInitiator() bool { return s.ends.Load().initiator }
 
@@ -225,7 +236,7 @@ func (s *Session) move(to State, reason wire.Code) error {
 // Send sends one message at most once: it returns when the channel has taken it,
 // which is no proof that it arrived.
 func (s *Session) Send(data []byte) error {
-	if len(data) > s.contract.MaxMessageBytes {
+	if len(data) > s.terms.Load().MaxMessageBytes {
 		return s.tooLarge(len(data))
 	}
 	plain := pool.Get(1 + len(data))
@@ -235,7 +246,7 @@ func (s *Session) Send(data []byte) error {
 }
 
 func (s *Session) tooLarge(n int) error {
-	return wire.Errorf(wire.TooLarge, "message of %d bytes, the session's limit is %d", n, s.contract.MaxMessageBytes).
+	return wire.Errorf(wire.TooLarge, "message of %d bytes, the session's limit is %d", n, s.terms.Load().MaxMessageBytes).
 		WithHint("raise session.max_message_bytes on both sides, or send less at a time")
 }
 
@@ -262,7 +273,7 @@ func marshal(m proto.Message) ([]byte, error) {
 // It waits while too much is on its way. That the channel fails is no error: the
 // frame goes over the next one.
 func (s *Session) write(t seal.Type, plain []byte) error {
-	if s.conduct != nil && metered(t) {
+	if s.conduct.Load() != nil && metered(t) {
 		s.pace(len(plain))
 	}
 	s.counters.used.Store(time.Now().UnixNano())

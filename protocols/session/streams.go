@@ -109,7 +109,7 @@ func (p *Parts) Next() ([]byte, error) {
 	if p.reader == nil {
 		p.reader = bufio.NewReader(p.stream)
 	}
-	b, err := wire.ReadFrame(p.reader, p.session.contract.MaxMessageBytes+maxMeta)
+	b, err := wire.ReadFrame(p.reader, p.session.terms.Load().MaxMessageBytes+maxMeta)
 	var m sessionpb.Part
 	if err == nil {
 		err = proto.Unmarshal(b, &m)
@@ -153,7 +153,7 @@ func (j job) respond(ctx context.Context, resp *Response) error {
 	ctx, stop := whileOpen(ctx, st, j.in.Deadline)
 	defer stop()
 	err = s.produce(ctx, resp, func(part []byte) error {
-		if len(part) > s.contract.MaxMessageBytes {
+		if len(part) > s.terms.Load().MaxMessageBytes {
 			return s.tooLarge(len(part))
 		}
 		return writePart(st, &sessionpb.Part{Body: part})

@@ -27,7 +27,7 @@ func (e *Endpoint) sweep(now time.Time) time.Duration {
 	for _, s := range e.swept {
 		s.expire(now)
 		s.sweep(now)
-		shortest = min(shortest, s.contract.Keepalive)
+		shortest = min(shortest, s.terms.Load().Keepalive)
 	}
 	clear(e.swept)
 	return min(max(shortest/8, 50*time.Millisecond), sweepInterval)
@@ -42,6 +42,8 @@ func (s *Session) sweep(now time.Time) {
 		s.disown(wire.KeyExpired)
 	case s.owner.cfg.Signal.Verifier.Current(s.Peer()) != nil:
 		s.disown(wire.KeySuperseded)
+	case s.offered.Load() && now.Sub(s.opened) > s.terms.Load().TTL && s.resting():
+		s.end(Terminated, wire.DeadlineExceeded, false) // the other side has not come back
 	case s.persistent() && unused > s.owner.cfg.Retention && s.resting():
 		s.owner.start(func() { s.Close(s.owner.work) })
 	case !s.persistent() && unused > s.owner.cfg.IdleTimeout && s.resting():
@@ -67,7 +69,7 @@ const stallLimit = 15 * time.Second
 // silent for one and a half keepalive intervals, in which at least one ping had no
 // answer; or for three quarters while something waits for the peer.
 func (s *Session) sweepChannel(ch *channel, now time.Time) {
-	keepalive := s.contract.Keepalive
+	keepalive := s.terms.Load().Keepalive
 	silent := ch.silent(now)
 	interval, limit := keepalive, keepalive+keepalive/2
 	if n, since := s.link.waiting(); n > 0 && now.Sub(since) > keepalive/4 && silent > keepalive/4 {

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	mathrand "math/rand/v2"
 	"sync"
@@ -225,7 +224,7 @@ func (n wireNetwork) find(p peer.ID) (*session.Endpoint, error) {
 	defer n.net.mu.Unlock()
 	to := n.net.nodes[p]
 	if to == nil || n.net.nodes[n.own.agent.Certificate.Peer] != n.own {
-		return nil, fmt.Errorf("%s is not there", p)
+		return nil, wire.Errorf(wire.Unreachable, "%s is not there", p)
 	}
 	return to.Endpoint, nil
 }
@@ -247,7 +246,7 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 	}
 	time.Sleep(2 * n.net.latency)
 	if now, err := n.find(r.Peer); err != nil || now != to {
-		return nil, fmt.Errorf("%s has gone", r.Peer)
+		return nil, wire.Errorf(wire.Unreachable, "%s has gone", r.Peer)
 	}
 	for _, name := range transports {
 		n.net.mu.Lock()
@@ -260,7 +259,7 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 		go to.Accept(b)
 		return a, nil
 	}
-	return nil, fmt.Errorf("no transport to %s", r.Peer)
+	return nil, wire.Errorf(wire.Unreachable, "no transport to %s", r.Peer)
 }
 
 // wireEnd is one end of a conduit.

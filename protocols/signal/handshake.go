@@ -42,6 +42,7 @@ func NewOffer(local Local, responder identity.AgentID, terms Terms, now time.Tim
 		Protocols:   protocolMessages(terms.Protocols),
 		Contract:    terms.Contract.message(),
 		Resume:      terms.Resume.bytes(),
+		Begin:       terms.Begin,
 	}
 	for _, s := range terms.Suites {
 		m.Suites = append(m.Suites, s.message())
@@ -158,9 +159,10 @@ type Pending struct {
 // it will be once the initiator has confirmed. Admit is asked once the offer is
 // known to be from the initiator, with the SHA-256 of its payload; its error's
 // code is what the initiator learns. For an offer to go on with a session, resume
-// gives the contract that it has with that agent, or refuses.
+// gives the contract that it has with that agent, or refuses; or nil if the session
+// is to begin, which it may only if its last argument says that the offer allows.
 func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now time.Time,
-	admit func(*identity.Certificate, [32]byte) error, resume func(*identity.Certificate, ID) (Contract, error)) (*Pending, []byte, error) {
+	admit func(*identity.Certificate, [32]byte) error, resume func(*identity.Certificate, ID, bool) (*Contract, error)) (*Pending, []byte, error) {
 	var signed signalpb.Signed
 	if err := unmarshal(offer, &signed); err != nil {
 		return nil, nil, err
@@ -185,8 +187,16 @@ func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now ti
 	}
 	if len(o.Resume) > 0 {
 		terms.Resume = ID(o.Resume)
-		if terms.Contract, err = resume(peer, terms.Resume); err != nil {
+		contract, err := resume(peer, terms.Resume, o.Begin)
+		switch {
+		case err != nil:
 			return nil, nil, err
+		case contract == nil && !o.Begin:
+			return nil, nil, wire.Errorf(wire.NotFound, "session %s to go on with", terms.Resume)
+		case contract == nil:
+			terms.Begin = true
+		default:
+			terms.Contract = *contract
 		}
 	}
 	return answer(local, &o, payload, peer, terms, now)
@@ -251,7 +261,7 @@ func answer(local Local, o *signalpb.Offer, payload []byte, peer *identity.Certi
 		return nil, nil, fmt.Errorf("export session secret: %w", err)
 	}
 	p := &Pending{*established(transcript, peer, m, secret, now), transcript}
-	p.Transports = transportsOf(o.Transports)
+	p.Transports, p.Begin = transportsOf(o.Transports), terms.Begin
 	reply, err := replyWith(signed)
 	return p, reply, err
 }

@@ -11,6 +11,17 @@ import (
 	"openmesh/protocols/wire"
 )
 
+// Agree returns what this side, with these terms, answers to an offer of contract
+// and protocols that came by mail. Errors are those of an Answer.
+func (t Terms) Agree(contract Contract, offered []AppProtocol) (Contract, []AppProtocol, error) {
+	agreed, err := t.Contract.Tighten(contract)
+	if err != nil {
+		return Contract{}, nil, err
+	}
+	chosen, err := t.commonProtocols(protocolMessages(offered))
+	return agreed, protocolsOf(chosen), err
+}
+
 // commonProtocols chooses a version of every application protocol that the offer
 // names, for all that both sides know. A protocol that both know without a version
 // in common is wire.NoCommonSchema.

@@ -26,8 +26,9 @@ type Config struct {
 	Allow func(*identity.Certificate) error
 
 	// Resume returns the contract of a session that this node has with the agent,
-	// which asks to go on with it; nil refuses all.
-	Resume func(*identity.Certificate, ID) (Contract, error)
+	// which asks to go on with it; or no contract if the session is unknown and may
+	// begin now, for which the agent asks too. Nil refuses all.
+	Resume func(c *identity.Certificate, id ID, begin bool) (*Contract, error)
 
 	PerPeer int // offers per second from one peer; default 20
 	Total   int // offers per second in all; default 200
@@ -136,11 +137,11 @@ func (s *Server) answer(p peer.ID, offer []byte, now time.Time) ([]byte, error) 
 	return answer, s.await(pending, now)
 }
 
-func (s *Server) resume(c *identity.Certificate, id ID) (Contract, error) {
+func (s *Server) resume(c *identity.Certificate, id ID, begin bool) (*Contract, error) {
 	if s.cfg.Resume == nil {
-		return Contract{}, wire.Errorf(wire.NotFound, "session %s to go on with", id)
+		return nil, wire.Errorf(wire.NotFound, "session %s to go on with", id)
 	}
-	return s.cfg.Resume(c, id)
+	return s.cfg.Resume(c, id, begin)
 }
 
 func (s *Server) await(p *Pending, now time.Time) error {

@@ -104,6 +104,10 @@ type Terms struct {
 	// Resume, if not zero, is a session to go on with: then Contract is the one
 	// that it has.
 	Resume ID
+
+	// Begin, with Resume, has the other side begin the session if it does not have
+	// it. The contract is what is offered then.
+	Begin bool
 }
 
 // Transport is a way to open channels.
@@ -129,7 +133,8 @@ type Established struct {
 	Protocols []AppProtocol // with the version chosen
 
 	Transports []Transport // of the other side, best first
-	Resumed    bool        // ID is of a session that was there before
+	Resumed    bool        // ID was not made by this exchange: the session was there before, or begins by Begin
+	Begin      bool        // of the responder: it does not have the session yet
 	Secret     [32]byte    // erase after deriving keys
 	At         time.Time
 }

@@ -152,6 +152,20 @@ type Ack struct {
 	Responses []Response
 }
 
+// Highest is the highest sequence that a says something final about, or 0.
+func (a Ack) Highest() (n uint64) {
+	if i := len(a.Delivered); i > 0 {
+		n = a.Delivered[i-1].To
+	}
+	for _, f := range a.Failed {
+		n = max(n, f.Sequence)
+	}
+	for _, r := range a.Responses {
+		n = max(n, r.Sequence)
+	}
+	return n
+}
+
 // AppendAck appends a to b as it travels. An Ack that an inbox sends takes at
 // most 8 KiB besides its longest response.
 func AppendAck(b []byte, a Ack) []byte {

@@ -866,7 +866,9 @@ type Saved struct {
 	// can be asked for a while longer.
 	Ended int64 `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
 	// Why it was terminated; 0 if it was closed.
-	Reason        uint32 `protobuf:"varint,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason uint32 `protobuf:"varint,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The other side has not agreed yet: it was away when the session was offered.
+	Offered       bool `protobuf:"varint,15,opt,name=offered,proto3" json:"offered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -999,6 +1001,213 @@ func (x *Saved) GetReason() uint32 {
 	return 0
 }
 
+func (x *Saved) GetOffered() bool {
+	if x != nil {
+		return x.Offered
+	}
+	return false
+}
+
+// Letter is what a session says by mail while the other side is away. Whoever
+// carries it seals and signs it.
+type Letter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Session id, 16 bytes.
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Milliseconds since the Unix epoch when it was written: what messages say of
+	// their remaining time counts from there.
+	Written int64 `protobuf:"varint,2,opt,name=written,proto3" json:"written,omitempty"`
+	// If the session is not agreed yet: begin it with these terms.
+	Invitation *Invitation `protobuf:"bytes,3,opt,name=invitation,proto3" json:"invitation,omitempty"`
+	// Plaintexts of data and ack frames.
+	Messages      [][]byte `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
+	Acks          [][]byte `protobuf:"bytes,5,rep,name=acks,proto3" json:"acks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Letter) Reset() {
+	*x = Letter{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Letter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Letter) ProtoMessage() {}
+
+func (x *Letter) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Letter.ProtoReflect.Descriptor instead.
+func (*Letter) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Letter) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Letter) GetWritten() int64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+func (x *Letter) GetInvitation() *Invitation {
+	if x != nil {
+		return x.Invitation
+	}
+	return nil
+}
+
+func (x *Letter) GetMessages() [][]byte {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *Letter) GetAcks() [][]byte {
+	if x != nil {
+		return x.Acks
+	}
+	return nil
+}
+
+// Invitation offers a session by mail. What the other side makes of its terms the
+// sender learns when they meet.
+type Invitation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Serialized signal contract, all terms set.
+	Contract []byte `protobuf:"bytes,1,opt,name=contract,proto3" json:"contract,omitempty"`
+	// Application protocols with the versions spoken.
+	Protocols []*InvitationProtocol `protobuf:"bytes,2,rep,name=protocols,proto3" json:"protocols,omitempty"`
+	// Where the sender is reached: multiaddrs.
+	Addrs         [][]byte `protobuf:"bytes,3,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Invitation) Reset() {
+	*x = Invitation{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Invitation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Invitation) ProtoMessage() {}
+
+func (x *Invitation) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Invitation.ProtoReflect.Descriptor instead.
+func (*Invitation) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Invitation) GetContract() []byte {
+	if x != nil {
+		return x.Contract
+	}
+	return nil
+}
+
+func (x *Invitation) GetProtocols() []*InvitationProtocol {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
+}
+
+func (x *Invitation) GetAddrs() [][]byte {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+type InvitationProtocol struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Versions      []string               `protobuf:"bytes,2,rep,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InvitationProtocol) Reset() {
+	*x = InvitationProtocol{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InvitationProtocol) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InvitationProtocol) ProtoMessage() {}
+
+func (x *InvitationProtocol) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InvitationProtocol.ProtoReflect.Descriptor instead.
+func (*InvitationProtocol) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *InvitationProtocol) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InvitationProtocol) GetVersions() []string {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
 type SavedProtocol struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1009,7 +1218,7 @@ type SavedProtocol struct {
 
 func (x *SavedProtocol) Reset() {
 	*x = SavedProtocol{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	mi := &file_session_sessionpb_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1230,7 @@ func (x *SavedProtocol) String() string {
 func (*SavedProtocol) ProtoMessage() {}
 
 func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	mi := &file_session_sessionpb_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1243,7 @@ func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedProtocol.ProtoReflect.Descriptor instead.
 func (*SavedProtocol) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{12}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SavedProtocol) GetName() string {
@@ -1113,7 +1322,7 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x04meta\x18\x03 \x01(\fR\x04meta\"L\n" +
 	"\x04Part\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x120\n" +
-	"\x05error\x18\x02 \x01(\v2\x1a.openmesh.session.v1.ErrorR\x05error\"\x91\x03\n" +
+	"\x05error\x18\x02 \x01(\v2\x1a.openmesh.session.v1.ErrorR\x05error\"\xab\x03\n" +
 	"\x05Saved\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12 \n" +
@@ -1129,7 +1338,24 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\texclusive\x18\v \x01(\bR\texclusive\x12\x16\n" +
 	"\x06parked\x18\f \x01(\bR\x06parked\x12\x14\n" +
 	"\x05ended\x18\r \x01(\x03R\x05ended\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\rR\x06reason\"=\n" +
+	"\x06reason\x18\x0e \x01(\rR\x06reason\x12\x18\n" +
+	"\aoffered\x18\x0f \x01(\bR\aoffered\"\xad\x01\n" +
+	"\x06Letter\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x18\n" +
+	"\awritten\x18\x02 \x01(\x03R\awritten\x12?\n" +
+	"\n" +
+	"invitation\x18\x03 \x01(\v2\x1f.openmesh.session.v1.InvitationR\n" +
+	"invitation\x12\x1a\n" +
+	"\bmessages\x18\x04 \x03(\fR\bmessages\x12\x12\n" +
+	"\x04acks\x18\x05 \x03(\fR\x04acks\"\x85\x01\n" +
+	"\n" +
+	"Invitation\x12\x1a\n" +
+	"\bcontract\x18\x01 \x01(\fR\bcontract\x12E\n" +
+	"\tprotocols\x18\x02 \x03(\v2'.openmesh.session.v1.InvitationProtocolR\tprotocols\x12\x14\n" +
+	"\x05addrs\x18\x03 \x03(\fR\x05addrs\"D\n" +
+	"\x12InvitationProtocol\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bversions\x18\x02 \x03(\tR\bversions\"=\n" +
 	"\rSavedProtocol\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion*N\n" +
@@ -1151,23 +1377,26 @@ func file_session_sessionpb_session_proto_rawDescGZIP() []byte {
 }
 
 var file_session_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_session_sessionpb_session_proto_goTypes = []any{
-	(Encoding)(0),         // 0: openmesh.session.v1.Encoding
-	(Notice_Effect)(0),    // 1: openmesh.session.v1.Notice.Effect
-	(*Attach)(nil),        // 2: openmesh.session.v1.Attach
-	(*Request)(nil),       // 3: openmesh.session.v1.Request
-	(*Response)(nil),      // 4: openmesh.session.v1.Response
-	(*Error)(nil),         // 5: openmesh.session.v1.Error
-	(*Close)(nil),         // 6: openmesh.session.v1.Close
-	(*Received)(nil),      // 7: openmesh.session.v1.Received
-	(*Rebind)(nil),        // 8: openmesh.session.v1.Rebind
-	(*Rekey)(nil),         // 9: openmesh.session.v1.Rekey
-	(*Notice)(nil),        // 10: openmesh.session.v1.Notice
-	(*StreamMeta)(nil),    // 11: openmesh.session.v1.StreamMeta
-	(*Part)(nil),          // 12: openmesh.session.v1.Part
-	(*Saved)(nil),         // 13: openmesh.session.v1.Saved
-	(*SavedProtocol)(nil), // 14: openmesh.session.v1.SavedProtocol
+	(Encoding)(0),              // 0: openmesh.session.v1.Encoding
+	(Notice_Effect)(0),         // 1: openmesh.session.v1.Notice.Effect
+	(*Attach)(nil),             // 2: openmesh.session.v1.Attach
+	(*Request)(nil),            // 3: openmesh.session.v1.Request
+	(*Response)(nil),           // 4: openmesh.session.v1.Response
+	(*Error)(nil),              // 5: openmesh.session.v1.Error
+	(*Close)(nil),              // 6: openmesh.session.v1.Close
+	(*Received)(nil),           // 7: openmesh.session.v1.Received
+	(*Rebind)(nil),             // 8: openmesh.session.v1.Rebind
+	(*Rekey)(nil),              // 9: openmesh.session.v1.Rekey
+	(*Notice)(nil),             // 10: openmesh.session.v1.Notice
+	(*StreamMeta)(nil),         // 11: openmesh.session.v1.StreamMeta
+	(*Part)(nil),               // 12: openmesh.session.v1.Part
+	(*Saved)(nil),              // 13: openmesh.session.v1.Saved
+	(*Letter)(nil),             // 14: openmesh.session.v1.Letter
+	(*Invitation)(nil),         // 15: openmesh.session.v1.Invitation
+	(*InvitationProtocol)(nil), // 16: openmesh.session.v1.InvitationProtocol
+	(*SavedProtocol)(nil),      // 17: openmesh.session.v1.SavedProtocol
 }
 var file_session_sessionpb_session_proto_depIdxs = []int32{
 	0,  // 0: openmesh.session.v1.Request.encoding:type_name -> openmesh.session.v1.Encoding
@@ -1176,12 +1405,14 @@ var file_session_sessionpb_session_proto_depIdxs = []int32{
 	1,  // 3: openmesh.session.v1.Notice.effect:type_name -> openmesh.session.v1.Notice.Effect
 	0,  // 4: openmesh.session.v1.StreamMeta.encoding:type_name -> openmesh.session.v1.Encoding
 	5,  // 5: openmesh.session.v1.Part.error:type_name -> openmesh.session.v1.Error
-	14, // 6: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	17, // 6: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
+	15, // 7: openmesh.session.v1.Letter.invitation:type_name -> openmesh.session.v1.Invitation
+	16, // 8: openmesh.session.v1.Invitation.protocols:type_name -> openmesh.session.v1.InvitationProtocol
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_session_sessionpb_session_proto_init() }
@@ -1195,7 +1426,7 @@ func file_session_sessionpb_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_sessionpb_session_proto_rawDesc), len(file_session_sessionpb_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

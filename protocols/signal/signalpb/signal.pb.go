@@ -159,7 +159,10 @@ type Offer struct {
 	Options []*Option `protobuf:"bytes,12,rep,name=options,proto3" json:"options,omitempty"`
 	// A session to go on with, 16 bytes: its keys were lost in a restart. Both sides
 	// must be the agents that it was between; the contract is the one it had.
-	Resume        []byte `protobuf:"bytes,13,opt,name=resume,proto3" json:"resume,omitempty"`
+	Resume []byte `protobuf:"bytes,13,opt,name=resume,proto3" json:"resume,omitempty"`
+	// With resume: the session is to begin if the responder does not have it. Its
+	// offer went by mail, which may not have arrived.
+	Begin         bool `protobuf:"varint,14,opt,name=begin,proto3" json:"begin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -283,6 +286,13 @@ func (x *Offer) GetResume() []byte {
 		return x.Resume
 	}
 	return nil
+}
+
+func (x *Offer) GetBegin() bool {
+	if x != nil {
+		return x.Begin
+	}
+	return false
 }
 
 // Answer accepts an offer: responder to initiator.
@@ -1112,7 +1122,7 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\x1csignal/signalpb/signal.proto\x12\x12openmesh.signal.v1\"@\n" +
 	"\x06Signed\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x94\x04\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xaa\x04\n" +
 	"\x05Offer\x12\x1a\n" +
 	"\bversions\x18\x01 \x03(\rR\bversions\x12\x1c\n" +
 	"\tinitiator\x18\x02 \x01(\tR\tinitiator\x12\x1c\n" +
@@ -1129,7 +1139,8 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	" \x03(\v2\x1f.openmesh.signal.v1.AppProtocolR\tprotocols\x128\n" +
 	"\bcontract\x18\v \x01(\v2\x1c.openmesh.signal.v1.ContractR\bcontract\x124\n" +
 	"\aoptions\x18\f \x03(\v2\x1a.openmesh.signal.v1.OptionR\aoptions\x12\x16\n" +
-	"\x06resume\x18\r \x01(\fR\x06resume\"\xe0\x03\n" +
+	"\x06resume\x18\r \x01(\fR\x06resume\x12\x14\n" +
+	"\x05begin\x18\x0e \x01(\bR\x05begin\"\xe0\x03\n" +
 	"\x06Answer\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +

@@ -231,6 +231,13 @@ func (b *Inbox) remember(e *entry, out *delivery.Outcome) {
 	b.work.entries[e.sequence] = e
 }
 
+// Owes reports whether there are acks that have found no channel.
+func (b *Inbox) Owes() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.work != nil && len(b.work.acks)+len(b.work.refusals) > 0
+}
+
 // Busy is how many messages are in hand.
 func (b *Inbox) Busy() int {
 	b.mu.Lock()

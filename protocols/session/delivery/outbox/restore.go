@@ -45,6 +45,23 @@ func (o *Outbox) Restore(ctx context.Context, now time.Time) error {
 	return nil
 }
 
+// Recall reads what a former life left pending, up to a sequence: an ack that came
+// by mail may be of messages whose turn has not come in this life.
+func (o *Outbox) Recall(ctx context.Context, sequence uint64) error {
+	for {
+		o.mu.Lock()
+		w := o.work
+		known := w == nil || !w.unseen || w.seen >= sequence
+		o.mu.Unlock()
+		if known {
+			return nil
+		}
+		if err := o.readPage(ctx); err != nil {
+			return err
+		}
+	}
+}
+
 // load reads messages from the store that are the next to transmit, if there is
 // room for them, and reports whether there are any. It gives up mu meanwhile.
 func (o *Outbox) load() bool {
@@ -65,6 +82,10 @@ func (o *Outbox) load() bool {
 // readPage reads the next messages whose bodies are in the store only.
 func (o *Outbox) readPage(ctx context.Context) error {
 	o.mu.Lock()
+	if o.work == nil { // all was settled meanwhile
+		o.mu.Unlock()
+		return nil
+	}
 	after, limit := o.work.nextPage()
 	o.mu.Unlock()
 	rows, _, err := o.cfg.Store.Outbox(ctx, o.cfg.Session, after, limit)
@@ -73,7 +94,9 @@ func (o *Outbox) readPage(ctx context.Context) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.attach(rows, len(rows) == limit)
+	if o.work != nil {
+		o.attach(rows, len(rows) == limit)
+	}
 	return nil
 }
 

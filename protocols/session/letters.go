@@ -1,0 +1,386 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"openmesh/protocols/identity"
+	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/session/sessionpb"
+	"openmesh/protocols/signal"
+	"openmesh/protocols/wire"
+)
+
+// While the other side of a persistent session cannot be reached, what the
+// session has to say goes by mail: each message in a letter of its own, answers
+// together. A letter is no transmission that counts: the outbox keeps the message
+// until it knows the outcome, and sends all that has none again as soon as the two
+// meet. So a letter may get lost, come twice or too late, and nothing is.
+//
+//	sender                       mailbox                      recipient
+//	unreachable for mailAfter
+//	Letter{message 7} ─────────────▶ stored
+//	                                    └──── it comes back ────▶ handler
+//	  reachable:      ◀──────────── resumes the session ─────────── │
+//	  else:  mailbox of the sender ◀─────── Letter{ack 7, answer} ──┘
+//
+// A session can begin that way too. It stays offered until the two have met.
+
+// Mail leaves letters for agents that cannot be reached.
+type Mail interface {
+	// Deposit leaves l for the agent with certificate to, or a newer one of its own,
+	// and returns once it is kept.
+	Deposit(ctx context.Context, to *identity.Certificate, l Letter) error
+}
+
+// Letter is what one side of a session says by mail.
+type Letter struct {
+	ID      [16]byte // the same for the same content
+	Payload []byte   // a sessionpb.Letter
+	Expires time.Time
+}
+
+const (
+	mailAfter   = 2 * time.Second // of attempts to reach the peer
+	maxLetters  = 64              // of a session that wait to be deposited
+	depositTime = 30 * time.Second
+	maxDeposit  = time.Minute // between attempts to deposit a letter
+)
+
+// letters are those of one session that are on their way to a mailbox.
+type letters struct {
+	mu     sync.Mutex
+	queue  []Letter
+	busy   bool                // somebody deposits
+	posted map[uint64]struct{} // messages in the mail; 0: the invitation
+}
+
+// turnToMail has the session talk by mail from now on, until it has a channel.
+func (s *Session) turnToMail() {
+	if s.owner.cfg.Mail == nil || s.link.current.Load() != nil || s.away.Swap(true) {
+		return
+	}
+	if s.link.current.Load() != nil { // since just now
+		s.away.Store(false)
+		return
+	}
+	s.path.Store(&Path{Kind: "mailbox", Transport: "mailbox"})
+	s.log("peer is away: mail instead")
+	now := time.Now()
+	s.mail.out.Due(now)
+	s.mail.in.Due(now)
+}
+
+// postInvitation offers the session by mail, if no message does.
+func (s *Session) postInvitation(now time.Time) {
+	if s.away.Load() && !s.outstanding() {
+		s.enclose(0, sha256.Sum256([]byte("invitation")), now.Add(s.terms.Load().TTL), &sessionpb.Letter{})
+	}
+}
+
+// turnFromMail ends that: the peer is here.
+func (s *Session) turnFromMail() (was bool) {
+	if !s.away.Swap(false) {
+		return false
+	}
+	s.letters.mu.Lock()
+	s.letters.queue, s.letters.posted = nil, nil
+	s.letters.mu.Unlock()
+	s.lettered.Store(false)
+	return true
+}
+
+// postMessage puts a message of the outbox into the mail; it reports false if the
+// session does not talk by mail, or must wait.
+func (s *Session) postMessage(m *delivery.Message, floor uint64) bool {
+	switch {
+	case !s.away.Load():
+		return false
+	case m.Sequence == 0:
+		return true // the floor goes with the next one
+	}
+	var number [8]byte
+	binary.BigEndian.PutUint64(number[:], m.Sequence)
+	frame := delivery.AppendMessage(nil, m, floor, time.Now())
+	return s.enclose(m.Sequence, sha256.Sum256(number[:]), m.Expires, &sessionpb.Letter{Messages: [][]byte{frame}})
+}
+
+// postAck puts an ack into the mail. That a message is being worked on is no news
+// by then.
+func (s *Session) postAck(a delivery.Ack) bool {
+	if !s.away.Load() {
+		return false
+	}
+	a.Working = nil
+	if len(a.Delivered)+len(a.Failed)+len(a.Responses) == 0 {
+		return true
+	}
+	frame := delivery.AppendAck(nil, a)
+	return s.enclose(0, sha256.Sum256(frame), time.Now().Add(s.terms.Load().TTL), &sessionpb.Letter{Acks: [][]byte{frame}})
+}
+
+// enclose queues one letter; sequence is that of its message, if it has one. What
+// names the letter's content among this side's of the session.
+func (s *Session) enclose(sequence uint64, what [32]byte, expires time.Time, m *sessionpb.Letter) bool {
+	l := &s.letters
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	unique := sequence > 0 || len(m.Acks) == 0
+	if _, ok := l.posted[sequence]; ok && unique {
+		return true
+	}
+	if len(l.queue) >= maxLetters {
+		s.blocked.Store(true)
+		return false
+	}
+	if l.posted == nil {
+		l.posted = make(map[uint64]struct{})
+	}
+	if unique {
+		l.posted[sequence] = struct{}{}
+	}
+	m.Session, m.Written = s.id[:], time.Now().UnixMilli()
+	if s.offered.Load() {
+		m.Invitation = s.invitation()
+	}
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		panic(err) // bytes, numbers and checked names always marshal
+	}
+	l.queue = append(l.queue, Letter{ID: s.letterID(what), Payload: payload, Expires: expires})
+	if !l.busy {
+		l.busy = s.owner.start(s.deposit)
+	}
+	return true
+}
+
+func (s *Session) letterID(what [32]byte) [16]byte {
+	h := sha256.New()
+	h.Write([]byte("openmesh-letter-v1:"))
+	h.Write(s.id[:])
+	if s.opener {
+		h.Write([]byte{1})
+	}
+	h.Write(what[:])
+	return [16]byte(h.Sum(nil))
+}
+
+func (s *Session) invitation() *sessionpb.Invitation {
+	terms := s.owner.cfg.Signal.Terms()
+	c := s.Contract()
+	m := &sessionpb.Invitation{Contract: c.Marshal()}
+	for _, p := range terms.Protocols {
+		m.Protocols = append(m.Protocols, &sessionpb.InvitationProtocol{Name: p.Name, Versions: p.Versions})
+	}
+	for _, t := range terms.Transports {
+		m.Addrs = append(m.Addrs, t.Addrs...)
+	}
+	m.Addrs = m.Addrs[:min(len(m.Addrs), maxReached)]
+	return m
+}
+
+// deposit takes letters to the mailbox, one after the other, until none is left.
+func (s *Session) deposit() {
+	wait := backoff.NewExponentialBackOff()
+	wait.MaxInterval = maxDeposit
+	for {
+		l, ok := s.letters.first()
+		if !ok {
+			s.room()
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.owner.work, depositTime)
+		err := s.owner.cfg.Mail.Deposit(ctx, s.Peer(), l)
+		cancel()
+		if err == nil || !time.Now().Before(l.Expires) {
+			wait.Reset()
+			s.letters.done(l)
+			s.room()
+			continue
+		}
+		s.log("letter not deposited", zap.Error(err))
+		if !s.pause(wait.NextBackOff()) {
+			s.letters.stop()
+			return
+		}
+	}
+}
+
+// first returns the next letter, or ends the work on them.
+func (l *letters) first() (Letter, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		l.busy = false
+		return Letter{}, false
+	}
+	return l.queue[0], true
+}
+
+// done removes a letter, if it is still there.
+func (l *letters) done(d Letter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) > 0 && l.queue[0].ID == d.ID {
+		l.queue = slices.Delete(l.queue, 0, 1)
+	}
+}
+
+func (l *letters) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.busy = false
+}
+
+// invite makes a session that the other side, which is away, has not agreed to. It
+// takes messages at once.
+func (e *Endpoint) invite(t Target, terms signal.Terms, exclusive bool) (*Session, error) {
+	est := &signal.Established{Peer: t.Mailbox, Initiator: true, Contract: terms.Contract, At: time.Now()}
+	rand.Read(est.ID[:])
+	est.Transports = remember(nil, t.Route)
+	s := e.build(est, est.At)
+	s.exclusive, s.link = exclusive, newLink(nil)
+	s.offered.Store(true)
+	s.astray.Store(true)
+	if err := e.admit(s); err != nil {
+		return nil, err
+	}
+	if err := s.secure(); err != nil {
+		return nil, err
+	}
+	if err := e.begin(s); err != nil {
+		s.unsecure()
+		return nil, err
+	}
+	s.turnToMail()
+	s.wake()
+	return s, nil
+}
+
+// TakeLetter takes in what agent from said by mail. An error with a code that may
+// be tried again ([wire.Code.Retry]) says that the letter should be kept and come
+// again; any other, that it is of no use.
+func (e *Endpoint) TakeLetter(ctx context.Context, from *identity.Certificate, payload []byte) error {
+	select {
+	case <-e.restored:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", wire.Unreachable, ctx.Err())
+	}
+	m := new(sessionpb.Letter)
+	if err := proto.Unmarshal(payload, m); err != nil || len(m.Session) != len(signal.ID{}) {
+		return wire.Errorf(wire.Malformed, "letter from %s", from.Agent)
+	}
+	s, err := e.addressee(from, m)
+	if err != nil {
+		return err
+	}
+	return s.readLetter(m, time.Now())
+}
+
+// addressee finds the session that a letter is of; an invitation may begin it.
+func (e *Endpoint) addressee(from *identity.Certificate, m *sessionpb.Letter) (*Session, error) {
+	id := signal.ID(m.Session)
+	s := e.session(id)
+	switch {
+	case s != nil && (s.Peer().Agent != from.Agent || !s.persistent()):
+		return nil, wire.Errorf(wire.NotFound, "session %s with %s", id, from.Agent)
+	case s != nil:
+		return s, nil
+	case m.Invitation == nil || e.cfg.Store == nil || e.hadEnded(id):
+		return nil, wire.Errorf(wire.NotFound, "session %s with %s", id, from.Agent)
+	}
+	return e.beginByMail(id, from, m.Invitation)
+}
+
+func (e *Endpoint) beginByMail(id signal.ID, from *identity.Certificate, m *sessionpb.Invitation) (*Session, error) {
+	offered, err := signal.ParseContract(m.Contract)
+	if err != nil {
+		return nil, err
+	}
+	if e.cfg.Signal.Allow != nil {
+		if err := e.cfg.Signal.Allow(from); err != nil {
+			return nil, err
+		}
+	}
+	var protocols []signal.AppProtocol
+	for _, p := range m.Protocols {
+		protocols = append(protocols, signal.AppProtocol{Name: p.GetName(), Versions: p.GetVersions()})
+	}
+	est := &signal.Established{ID: id, Peer: from, At: time.Now()}
+	if est.Contract, est.Protocols, err = e.cfg.Signal.Terms().Agree(offered, protocols); err != nil {
+		return nil, err
+	}
+	if !est.Contract.Persistent {
+		return nil, wire.Errorf(wire.Unsupported, "session %s by mail that is not persistent", id)
+	}
+	est.Transports = []signal.Transport{{Addrs: m.Addrs[:min(len(m.Addrs), maxReached)]}}
+	s := e.build(est, est.At)
+	s.link = newLink(nil)
+	s.astray.Store(true)
+	if err := e.admit(s); err != nil {
+		return nil, err
+	}
+	if err := s.secure(); err != nil {
+		return nil, fmt.Errorf("%w: %w", wire.ResourceExhausted, err)
+	}
+	if err := e.begin(s); err != nil {
+		s.unsecure()
+		return nil, err
+	}
+	s.move(Active, 0)
+	s.move(Migrating, 0)
+	return s, nil
+}
+
+// readLetter takes in messages and acks, and tries to reach the sender.
+func (s *Session) readLetter(m *sessionpb.Letter, now time.Time) error {
+	written := time.UnixMilli(m.Written)
+	if written.After(now) {
+		written = now // its clock is ahead
+	}
+	s.counters.used.Store(now.UnixNano())
+	s.lettered.Store(true)
+	for _, b := range m.Messages {
+		message, floor, err := delivery.ParseMessage(b, written)
+		if err != nil {
+			return err
+		}
+		if message.Expires.After(now) && len(message.Body) <= s.terms.Load().MaxMessageBytes {
+			message.Accepted = now
+			s.mail.in.Receive(message, floor, now)
+		}
+	}
+	for _, b := range m.Acks {
+		a, err := delivery.ParseAck(b)
+		if err != nil {
+			return err
+		}
+		if err := s.mail.out.Recall(s.owner.work, a.Highest()); err != nil {
+			return fmt.Errorf("%w: %w", wire.ResourceExhausted, err)
+		}
+		s.mail.out.Ack(a, now)
+	}
+	s.wake()
+	return nil
+}
+
+// owes reports whether a letter is to be answered.
+func (s *Session) owes() bool { return s.lettered.Load() && s.mail.in.Owes() }
+
+// hadEnded reports whether the session was there and is over.
+func (e *Endpoint) hadEnded(id signal.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.ContainsFunc(e.ended, func(i Info) bool { return i.ID == id }) ||
+		slices.ContainsFunc(e.outlived, func(o outlived) bool { return o.id == id })
+}
