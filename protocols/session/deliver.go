@@ -231,8 +231,9 @@ func (s *Session) sweepDelivery(now time.Time) {
 // otherwise.
 func (s *Session) endDelivery(code wire.Code) {
 	now := time.Now()
-	s.mail.out.Close(code, now)
-	if s.persistent() {
+	if !s.persistent() {
+		s.mail.out.Close(code, now)
+	} else { // who waits is to learn that it failed, not only that the session is over
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := s.mail.out.Fail(ctx, code, now); err != nil {

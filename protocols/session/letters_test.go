@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -21,7 +22,6 @@ type office struct {
 	mu    sync.Mutex
 	boxes map[identity.AgentID][]mailed
 	fail  error // of deposits
-	seen  int   // letters deposited, without doubles
 }
 
 type mailed struct {
@@ -47,9 +47,20 @@ func (c counter) Deposit(_ context.Context, to *identity.Certificate, l session.
 			return nil
 		}
 	}
-	o.seen++
 	o.boxes[to.Agent] = append(o.boxes[to.Agent], mailed{c.own(), l})
 	return nil
+}
+
+func (o *office) letters(n *wired) []mailed {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.boxes[n.agent.Agent])
+}
+
+func (o *office) lose(n *wired) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.boxes, n.agent.Agent)
 }
 
 // collect gives a node its letters, each as often as copies says.
@@ -185,8 +196,8 @@ func neverTogether(t *testing.T, qos signal.QoS, known, crash bool, copies int) 
 		t.Errorf("path is %v", s.Path())
 	}
 	a.stop(crash)
-	if post.seen != 10 {
-		t.Errorf("%d letters for ten messages", post.seen)
+	if n := len(post.letters(b)); n != 10 {
+		t.Errorf("%d letters for ten messages", n)
 	}
 
 	b.start(t)
@@ -233,7 +244,7 @@ func TestMeetAfterMail(t *testing.T) {
 					case "came":
 						post.collect(t, b, 1)
 					case "lost":
-						delete(post.boxes, b.agent.Agent)
+						post.lose(b)
 					}
 					if o := a.outcome(t, s.ID(), "key", time.Minute); o.Status != delivery.Delivered {
 						t.Errorf("%+v", o)
@@ -284,8 +295,8 @@ func TestOfferByMail(t *testing.T) {
 			}
 			time.Sleep(10 * time.Second)
 			a.crash(t)
-			if post.seen != 1 {
-				t.Errorf("%d letters", post.seen)
+			if n := len(post.letters(b)); n != 1 {
+				t.Errorf("%d letters", n)
 			}
 			b.start(t)
 			if letter {
@@ -316,7 +327,7 @@ func TestOfferByMailRefused(t *testing.T) {
 		a.post(t, s.ID(), "key")
 		time.Sleep(10 * time.Second)
 		b.start(t)
-		for _, l := range post.boxes[b.agent.Agent] {
+		for _, l := range post.letters(b) {
 			if err := b.TakeLetter(t.Context(), l.from, l.Payload); wire.CodeOf(err) != wire.Denied {
 				t.Errorf("letter: %v", err)
 			}
@@ -368,7 +379,7 @@ func TestHostileLetters(t *testing.T) {
 		b.stop(false)
 		a.post(t, s.ID(), "key")
 		time.Sleep(10 * time.Second)
-		letter := post.boxes[b.agent.Agent][0]
+		letter := post.letters(b)[0]
 		a.stop(false)
 		b.start(t)
 		ctx := t.Context()

@@ -167,6 +167,7 @@ func TestAnswerOfBeforeARestart(t *testing.T) {
 		for deadline := time.Now().Add(time.Minute); !s.Ready() && time.Now().Before(deadline); {
 			time.Sleep(10 * time.Millisecond)
 		}
+		time.Sleep(5 * time.Second) // both sides may have resumed it, one after the other
 		if resp, number, err := s.Call(t.Context(), request("second")); err != nil || string(resp.Body) != "second" || number != 1 {
 			t.Errorf("Call = %v, %v; number %d", resp, err, number)
 		}

@@ -17,11 +17,12 @@ import (
 	"time"
 )
 
-// Where daemons listen, at the address of their host.
+// Where daemons listen.
 const (
 	Port          = 4747 // TCP and, for QUIC, UDP
 	WebSocketPort = 4748 // TCP
 	GRPCPort      = 4749 // TCP, if the test has them listen there
+	HTTPSPort     = 443  // TCP: backbone, relays, and agents behind a router
 )
 
 const (
@@ -56,22 +57,63 @@ type Ready struct {
 // daemons join.
 func (l *Lab) Backbone(h *Host, env map[string]string) *Daemon {
 	l.t.Helper()
-	env = maps.Clone(env)
-	if env == nil {
-		env = make(map[string]string)
-	}
-	env["OPENMESH_NODE_ROLES"] = "backbone"
+	env = over(env, map[string]string{
+		"OPENMESH_NODE_ROLES":        "backbone",
+		"OPENMESH_NETWORKING_LISTEN": listen(h, true),
+	})
 	return l.Daemon(h, h.Name, env, "--addrs-file", l.bootstrap())
 }
 
-// bootstrap is the file with the addresses of the backbone.
+// bootstrap is the file with the addresses of the backbone, relays that with the
+// addresses of all relays.
 func (l *Lab) bootstrap() string { return filepath.Join(l.dir, "backbone.addrs") }
+func (l *Lab) relays() string    { return filepath.Join(l.dir, "relays.addrs") }
+
+// Relay runs a daemon that carries the traffic of others. Daemons that are made
+// after it have it among their relays.
+func (l *Lab) Relay(h *Host, env map[string]string) *Daemon {
+	l.t.Helper()
+	d := l.Daemon(h, h.Name, over(env, map[string]string{
+		"OPENMESH_NODE_ROLES":        "relay",
+		"OPENMESH_NETWORKING_LISTEN": listen(h, true),
+		"OPENMESH_NETWORKING_RELAYS": "",
+	}))
+	file, err := os.OpenFile(l.relays(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = file.WriteString(strings.Join(d.Ready.Addrs, "\n") + "\n")
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return d
+}
+
+// over returns base with env on top.
+func over(env, base map[string]string) map[string]string {
+	maps.Copy(base, env)
+	return base
+}
+
+// listen is where a daemon on h listens: behind a router at whatever address there
+// is, as the program does by itself.
+func listen(h *Host, https bool) string {
+	addr := h.Addr.String()
+	if h.Router != nil {
+		addr = "0.0.0.0"
+	}
+	all := fmt.Sprintf("/ip4/%[1]s/tcp/%[2]d,/ip4/%[1]s/udp/%[2]d/quic-v1,/ip4/%[1]s/tcp/%[3]d/ws", addr, Port, WebSocketPort)
+	if https {
+		all += fmt.Sprintf(",/ip4/%s/tcp/%d", addr, HTTPSPort)
+	}
+	return all
+}
 
 // Daemon runs `openmesh run FLAG…` on a host and waits until it serves. Its home
 // is a folder of the lab; it is made first if it is not there. The environment
 // env comes on top of settings for a lab: a private realm, the ports above, the
-// local API on a unix socket alone, which is in reach from outside the host. If
-// the test fails it shows the end of the daemon's log.
+// relays that are there, the local API on a unix socket alone, which is in reach
+// from outside the host. If the test fails it shows the end of the daemon's log.
 func (l *Lab) Daemon(h *Host, home string, env map[string]string, flags ...string) *Daemon {
 	l.t.Helper()
 	d := &Daemon{Host: h, Home: filepath.Join(l.dir, home), lab: l, env: l.environ(h, env), flags: flags}
@@ -93,11 +135,14 @@ func program() string { return os.Getenv(programEnv) }
 func (l *Lab) environ(h *Host, env map[string]string) []string {
 	all := map[string]string{
 		"OPENMESH_NODE_REALM":                 "64512", // its addresses are found at once
-		"OPENMESH_NETWORKING_LISTEN":          fmt.Sprintf("/ip4/%[1]s/tcp/%[2]d,/ip4/%[1]s/udp/%[2]d/quic-v1,/ip4/%[1]s/tcp/%[3]d/ws", h.Addr, Port, WebSocketPort),
+		"OPENMESH_NETWORKING_LISTEN":          listen(h, h.Router != nil),
 		"OPENMESH_NETWORKING_BOOTSTRAP":       "@" + l.bootstrap(),
 		"OPENMESH_API_LISTEN":                 "unix:api.sock",
 		"OPENMESH_OBSERVABILITY_METRICS_PORT": "0",
 		"OPENMESH_DISCOVERY_CACHE_TTL":        "30s", // the least there is
+	}
+	if _, err := os.Stat(l.relays()); err == nil {
+		all["OPENMESH_NETWORKING_RELAYS"] = "@" + l.relays()
 	}
 	for _, entry := range os.Environ() {
 		if name, value, ok := strings.Cut(entry, "="); ok && !strings.HasPrefix(name, "OPENMESH_") {

@@ -14,6 +14,7 @@ type Firewall struct {
 	dropped  []flow
 	rejected []flow
 	only     uint16 // TCP port of others; 0 for no such rule
+	dead     bool   // the cable is pulled: no rule, and not healed
 }
 
 // flow is traffic of a protocol: with one of some ports at either end, or all.
@@ -56,6 +57,13 @@ func (f *Firewall) Heal() {
 	f.apply()
 }
 
+// cut pulls the cable, or puts it back.
+func (f *Firewall) cut(dead bool) {
+	f.ns.t.Helper()
+	f.dead = dead
+	f.apply()
+}
+
 // apply replaces the rules in one step.
 func (f *Firewall) apply() {
 	f.ns.t.Helper()
@@ -71,6 +79,9 @@ func (f *Firewall) ruleset() string {
 		fmt.Fprintf(&b, "table %s netlab\ndelete table %s netlab\n", family, family)
 	}
 	var drops, rejects strings.Builder
+	if f.dead {
+		drops.WriteString("drop\n") // ARP too
+	}
 	for _, d := range f.dropped {
 		d.write(&drops, "drop")
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"openmesh/overlay/overlaytest/netlab/cloud"
 )
 
 // Lab is an isolated network that ends with its test. Its methods, and those of
@@ -22,9 +24,9 @@ type Lab struct {
 	t          testing.TB
 	dir        string // short: names of unix sockets are limited
 	namespaces []*Namespace
-	wire       *Namespace // has the switch
-	cloud      *cloud     // instead of the switch, if packets take time
-	hosts      int
+	wire       *Namespace   // has the switch
+	cloud      *cloud.Cloud // instead of the switch, if there is one
+	addrs      int          // public ones given out
 }
 
 // New returns a lab with no hosts. It skips the test where namespaces cannot be
@@ -93,32 +95,64 @@ func sweep() {
 // Dir is a folder for the lab's files. It ends with the lab.
 func (l *Lab) Dir() string { return l.dir }
 
-// Host is a namespace with one interface, eth0, on the lab's switch.
+// Link is what lies between any two public addresses: delay, jitter and loss.
+type Link = cloud.Link
+
+// Cloud has packets between public addresses pass a link; by itself a lab has no
+// delay worth the name and loses nothing. Call it before the first host is made.
+func (l *Lab) Cloud(link Link) {
+	l.t.Helper()
+	if l.addrs > 0 || l.cloud != nil {
+		l.t.Fatal("network lab: Cloud comes before the first host, once")
+	}
+	l.cloud = cloud.New(link)
+}
+
+// Host is a namespace with one interface, eth0, on the lab's switch or on the LAN
+// of a router.
 type Host struct {
 	*Namespace
 	Addr     netip.Addr
+	Router   *Router // that the host is behind; nil for none
 	firewall *Firewall
 }
 
-// Host adds a host: the first has the address 5.0.1.1, the next 5.0.2.1, and all
-// reach each other.
+// Host adds a public host: the first has the address 5.0.1.1, the next 5.0.2.1,
+// and all reach each other.
 func (l *Lab) Host(name string) *Host {
 	l.t.Helper()
-	l.hosts++
-	ns := l.Namespace(name)
-	addr := netip.AddrFrom4([4]byte{5, 0, byte(l.hosts), 1})
-	l.Plug(ns, "eth0", netip.PrefixFrom(addr, 16))
+	ns, addr := l.Namespace(name), l.nextAddr()
+	l.Plug(ns, "eth0", netip.PrefixFrom(addr, publicBits))
 	return &Host{Namespace: ns, Addr: addr, firewall: &Firewall{ns: ns, device: "eth0"}}
+}
+
+// Link pulls the host's cable (false) or puts it back (true). Nobody is told, not
+// even the host: what is sent is lost.
+func (h *Host) Link(up bool) {
+	h.t.Helper()
+	h.firewall.cut(!up)
+}
+
+// publicBits is the length of the prefix of all public addresses, 5.0.0.0/16.
+const publicBits = 16
+
+func (l *Lab) nextAddr() netip.Addr {
+	l.t.Helper()
+	if l.addrs++; l.addrs > 255 {
+		l.t.Fatal("network lab: no public address is left")
+	}
+	return netip.AddrFrom4([4]byte{5, 0, byte(l.addrs), 1})
 }
 
 // Plug gives a namespace an interface on the lab's switch.
 func (l *Lab) Plug(ns *Namespace, device string, addr netip.Prefix) {
 	l.t.Helper()
 	if l.cloud != nil {
-		if err := l.cloud.plug(ns, device, addr.Addr()); err != nil {
+		if err := l.cloud.Plug(ns.Do, device, addr.Addr()); err != nil {
 			l.t.Fatal(err)
 		}
 		ns.up(device)
+		ns.IP("link set " + device + " txqueuelen 10000") // what is lost is lost in the cloud
 	} else {
 		port := fmt.Sprintf("port%d", len(l.wire.devices))
 		l.Link(ns, device, l.wire, port)
@@ -140,7 +174,7 @@ func (l *Lab) Link(a *Namespace, deviceA string, b *Namespace, deviceB string) {
 func (l *Lab) close() {
 	l.killProcesses()
 	if l.cloud != nil {
-		l.cloud.close()
+		l.cloud.Close()
 	}
 	for _, ns := range l.namespaces {
 		if err := ns.file.Close(); err != nil {

@@ -149,28 +149,6 @@ func TestFirewall(t *testing.T) {
 	}
 }
 
-// A packet takes the time that the test says, and firewalls hold there too.
-func TestDelay(t *testing.T) {
-	t.Parallel()
-	const oneWay = 20 * time.Millisecond
-	lab := netlab.New(t)
-	lab.Delay(oneWay)
-	a, b := lab.Host("a"), lab.Host("b")
-	echo(t, b.Listen(addr(b, 80)))
-	flow := connect(t, a, "tcp", addr(b, 80))
-	start := time.Now()
-	if err := exchange(flow, soon); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(start); took < 2*oneWay || took > time.Second {
-		t.Errorf("there and back took %s, want %s", took, 2*oneWay)
-	}
-	b.Firewall().Drop("tcp", 80)
-	if got := outcome(exchange(flow, lost)); got != "dead" {
-		t.Errorf("with the port dropped the flow is %s", got)
-	}
-}
-
 // outcome is what became of an attempt. EPERM is how a host's own firewall
 // refuses a datagram.
 func outcome(err error) string {

@@ -39,6 +39,18 @@ func newCounter() *counter {
 	return &counter{pulse: newPulse(), seen: make(map[int]int), repeated: make(map[int]int)}
 }
 
+// offer has the counter listen on a host, and writes the file of what a daemon there
+// offers.
+func (c *counter) offer(t *testing.T, lab *netlab.Lab, h *netlab.Host) (file string) {
+	t.Helper()
+	listener := h.Listen("127.0.0.1:0")
+	go http.Serve(listener, c) // until the listener closes
+	file = filepath.Join(lab.Dir(), "count.yaml")
+	document := fmt.Sprintf("name: %s\nversion: 1.0.0\nhandler:\n  http: {url: %q}\n", capability, "http://"+listener.Addr().String())
+	check(t, os.WriteFile(file, []byte(document), 0o600))
+	return file
+}
+
 type number struct {
 	N int `json:"n"`
 }
@@ -116,14 +128,7 @@ func newDaemons(t *testing.T, env map[string]string, restrict func(b *netlab.Fir
 	lab.Backbone(lab.Host("backbone"), env)
 	m := &mesh{lab: lab, work: newCounter()}
 	a, b := lab.Host("a"), lab.Host("b")
-	listener := a.Listen("127.0.0.1:0")
-	go http.Serve(listener, m.work) // until the listener closes
-	offer := filepath.Join(lab.Dir(), "count.yaml")
-	document := fmt.Sprintf("name: %s\nversion: 1.0.0\nhandler:\n  http: {url: %q}\n", capability, "http://"+listener.Addr().String())
-	if err := os.WriteFile(offer, []byte(document), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m.a = lab.Daemon(a, "a", env, "--capability", offer)
+	m.a = lab.Daemon(a, "a", env, "--capability", m.work.offer(t, lab, a))
 	if restrict != nil {
 		restrict(b.Firewall())
 	}
