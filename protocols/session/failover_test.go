@@ -150,6 +150,42 @@ func TestMovesToABetterChannel(t *testing.T) {
 	})
 }
 
+// A session that runs over a relay moves as soon as it hears of a direct connection,
+// and loses nothing on the way.
+func TestMovesOffTheRelay(t *testing.T) {
+	for _, hears := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWires(20 * time.Millisecond)
+			w.relay = map[string]bool{"tcp": true}
+			w.silence("quic-v1", true)
+			a, b := w.node(t, nil), w.node(t, nil)
+			s := a.open(t, b, session.Want{})
+			const n = 1000
+			go numbers(t, s, n, 10*time.Millisecond)
+			go numbers(t, b.Session(a.agent.Agent), n, 10*time.Millisecond)
+			time.Sleep(time.Second)
+			if p := s.Path(); p.Kind != "relayed" {
+				t.Fatalf("the session runs over %v", p)
+			}
+			w.silence("quic-v1", false)
+			if hears {
+				a.Upgrade(b.agent.Certificate.Peer, []string{"tcp", "quic-v1"})
+				b.Upgrade(a.agent.Certificate.Peer, []string{"quic-v1"})
+			}
+			time.Sleep(500 * time.Millisecond)
+			if p := s.Path(); (p.Kind == "direct") != hears {
+				t.Errorf("half a second later it runs over %v", p)
+			}
+			time.Sleep(time.Minute)
+			count(t, b.data, n)
+			count(t, a.data, n)
+			if p := s.Path(); p.Kind != "direct" {
+				t.Errorf("a minute later it runs over %v", p)
+			}
+		})
+	}
+}
+
 // A request that is under way when its channel breaks is answered over the next
 // one, and worked on once.
 func TestRequestSurvivesItsChannel(t *testing.T) {

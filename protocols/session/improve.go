@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
 	"openmesh/protocols/wire"
@@ -40,7 +41,14 @@ const (
 // network may let through now what it did not before.
 func (s *Session) improve(now time.Time) {
 	ch := s.link.current.Load()
-	if ch == nil || s.pinned || !s.isInitiator() || now.Before(s.probeAt) || s.stateNow() != Active {
+	if ch == nil || s.pinned || !s.isInitiator() || s.stateNow() != Active {
+		return
+	}
+	if names := s.ways.Swap(nil); names != nil {
+		s.consider(ch, *names)
+		return
+	}
+	if now.Before(s.probeAt) {
 		return
 	}
 	if s.probeAt.IsZero() {
@@ -50,14 +58,50 @@ func (s *Session) improve(now time.Time) {
 	better := s.betterThan(ch.path)
 	s.probeWait = min(max(2*s.probeWait, minProbe), maxProbe)
 	s.probeAt = now.Add(s.probeWait)
-	if len(better) == 0 || !s.probing.CompareAndSwap(false, true) {
-		return
+	if len(better) > 0 {
+		s.look(ch, better)
+	}
+}
+
+// look probes in the background, once at a time; it reports false if somebody does
+// already.
+func (s *Session) look(ch *channel, names []string) bool {
+	if !s.probing.CompareAndSwap(false, true) {
+		return false
 	}
 	if !s.owner.start(func() {
 		defer s.probing.Store(false)
-		s.probe(ch, better)
+		s.probe(ch, names)
 	}) {
 		s.probing.Store(false)
+	}
+	return true
+}
+
+// Upgrade tells that host p has connections over other transports now, as when a
+// hole was punched to it: sessions with it look at once whether to move there.
+func (e *Endpoint) Upgrade(p peer.ID, transports []string) {
+	for _, s := range e.list() {
+		if s.Peer().Peer != p || s.pinned || !s.isInitiator() {
+			continue
+		}
+		if ch := s.link.current.Load(); ch != nil && s.stateNow() == Active {
+			s.consider(ch, transports)
+		} else {
+			s.ways.Store(&transports) // for the sweep
+		}
+	}
+}
+
+// consider looks whether to move to one of the transports that there is now a
+// connection over.
+func (s *Session) consider(ch *channel, transports []string) {
+	better := slices.DeleteFunc(slices.Clone(transports), func(name string) bool {
+		return !slices.Contains(preference[:], name) || rank(Path{Kind: "direct", Transport: name}) >= rank(ch.path)
+	})
+	slices.SortFunc(better, func(a, b string) int { return rank(Path{Transport: a}) - rank(Path{Transport: b}) })
+	if len(better) > 0 && !s.look(ch, better) {
+		s.ways.CompareAndSwap(nil, &transports) // later
 	}
 }
 

@@ -82,11 +82,12 @@ type Session struct {
 	offered    atomic.Bool  // the peer was away when this side offered the session, and has not agreed yet
 	lettered   atomic.Bool  // the peer has written letters since it was here last
 	letters    letters
-	restored   bool                  // it was there before the restart
-	finding    atomic.Bool           // somebody looks it up
-	found      atomic.Pointer[Route] // where it was when it was looked up last
-	path       atomic.Pointer[Path]  // of the last channel used
-	done       chan struct{}         // closed when the session is done
+	ways       atomic.Pointer[[]string] // transports to consider moving to
+	restored   bool                     // it was there before the restart
+	finding    atomic.Bool              // somebody looks it up
+	found      atomic.Pointer[Route]    // where it was when it was looked up last
+	path       atomic.Pointer[Path]     // of the last channel used
+	done       chan struct{}            // closed when the session is done
 
 	mu      sync.Mutex
 	state   State

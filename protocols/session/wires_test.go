@@ -38,6 +38,7 @@ type wires struct {
 	nodes map[peer.ID]*wired
 	ends  map[*wireEnd]bool
 	down  map[string]bool // transports that pass nothing
+	relay map[string]bool // transports that lead through a relay
 	tape  [][]byte        // frames sent, if recording
 	tapes bool
 }
@@ -282,6 +283,9 @@ type wireEnd struct {
 
 func (w *wires) pair(transport string, from, to peer.ID) (*wireEnd, *wireEnd) {
 	path := session.Path{Kind: "direct", Transport: transport, Addr: "/" + transport}
+	if w.relay[transport] {
+		path.Kind = "relayed"
+	}
 	a := &wireEnd{net: w, path: path, owner: from, remote: to}
 	b := &wireEnd{net: w, path: path, owner: to, remote: from, far: a}
 	a.far = b
