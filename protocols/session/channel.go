@@ -26,9 +26,10 @@ type Conduit interface {
 
 // Path says how a conduit reaches the peer.
 type Path struct {
-	Kind      string // direct, holepunched or relayed
+	Kind      string // direct, holepunched, relayed, forwarded or mailbox
 	Transport string // quic-v1, tcp, ws, wss, webtransport, webrtc-direct or grpc
-	Addr      string // remote multiaddr
+	Addr      string // remote multiaddr; empty if only a forwarding relay knows it
+	Hops      string // the peers on the way, with spaces between them, as far as this side knows them
 }
 
 // channel writes frames to a conduit. A frame is written by its caller if nobody

@@ -115,10 +115,11 @@ type slot struct {
 	qos        signal.QoS
 	ordered    bool
 	persistent bool
+	through    string // the chains of relays, if it has to go over one
 }
 
 func slotOf(a identity.AgentID, c signal.Contract) slot {
-	return slot{a, c.QoS, c.Ordered, c.Persistent}
+	return slot{a, c.QoS, c.Ordered, c.Persistent, ""}
 }
 
 // maxEnded bounds the ended sessions that are remembered.
@@ -266,7 +267,14 @@ func (e *Endpoint) mayBegin(s *Session) error {
 	return nil
 }
 
-func (s *Session) slot() slot { return slotOf(s.Peer().Agent, *s.terms.Load()) }
+func (s *Session) slot() slot {
+	at := slotOf(s.Peer().Agent, *s.terms.Load())
+	at.through = names(s.through)
+	if s.waits {
+		at.through = "?" // it may be of no use to this side at any moment
+	}
+	return at
+}
 
 func (e *Endpoint) reserveChannel() error {
 	if e.channels.Add(1) > int64(e.cfg.MaxChannels) {

@@ -172,6 +172,9 @@ func (s *Session) pause(d time.Duration) bool {
 // connect opens a channel: with the keys that there are, or with new ones if one
 // side has lost them in a restart.
 func (s *Session) connect() error {
+	if s.waits {
+		return wire.Errorf(wire.Unreachable, "the other side of session %s chose its path, and has to come back by itself", s.id)
+	}
 	route := s.owner.locate(s)
 	ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
 	defer cancel()

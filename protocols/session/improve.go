@@ -41,7 +41,7 @@ const (
 // network may let through now what it did not before.
 func (s *Session) improve(now time.Time) {
 	ch := s.link.current.Load()
-	if ch == nil || s.pinned || !s.isInitiator() || s.stateNow() != Active {
+	if ch == nil || s.pinned || s.through != nil || !s.isInitiator() || s.stateNow() != Active {
 		return
 	}
 	if names := s.ways.Swap(nil); names != nil {
@@ -82,7 +82,7 @@ func (s *Session) look(ch *channel, names []string) bool {
 // hole was punched to it: sessions with it look at once whether to move there.
 func (e *Endpoint) Upgrade(p peer.ID, transports []string) {
 	for _, s := range e.list() {
-		if s.Peer().Peer != p || s.pinned || !s.isInitiator() {
+		if s.Peer().Peer != p || s.pinned || s.through != nil || !s.isInitiator() {
 			continue
 		}
 		if ch := s.link.current.Load(); ch != nil && s.stateNow() == Active {

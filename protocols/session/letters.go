@@ -67,7 +67,7 @@ type letters struct {
 
 // turnToMail has the session talk by mail from now on, until it has a channel.
 func (s *Session) turnToMail() {
-	if s.owner.cfg.Mail == nil || s.link.current.Load() != nil || s.away.Swap(true) {
+	if s.owner.cfg.Mail == nil || s.through != nil || s.link.current.Load() != nil || s.away.Swap(true) {
 		return
 	}
 	if s.link.current.Load() != nil { // since just now

@@ -3,11 +3,13 @@ package session
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
+	"openmesh/protocols/identity"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/stream"
 	"openmesh/protocols/wire"
@@ -33,6 +35,26 @@ type Route struct {
 	Addrs     []ma.Multiaddr // beside those that are known
 
 	Transports []signal.Transport // as the peer offered them, best first
+
+	// Through, if not empty, are chains of forwarding relays, best first: only over one
+	// of these is the host to be reached.
+	Through []Chain
+}
+
+// Chain is the relays of a forwarded path, first hop first. It does not name the
+// target.
+type Chain []identity.AgentID
+
+// names is what tells lists of chains apart.
+func names(chains []Chain) string {
+	var b strings.Builder
+	for _, c := range chains {
+		for _, a := range c {
+			b.WriteString(string(a) + " ")
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
 }
 
 // Host opens and serves streams; host.Host is one.

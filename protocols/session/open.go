@@ -24,13 +24,13 @@ import (
 // nil.
 func (e *Endpoint) Session(a identity.AgentID) *Session {
 	c := &e.cfg.Contract
-	return e.at(slot{a, signal.AtMostOnce, c.Ordered, c.Persistent && c.QoS <= signal.AtMostOnce})
+	return e.at(slot{a, signal.AtMostOnce, c.Ordered, c.Persistent && c.QoS <= signal.AtMostOnce, ""})
 }
 
 // Reached tells who an agent is and where, if some session with it has a channel now.
 func (e *Endpoint) Reached(a identity.AgentID) (c *identity.Certificate, r Route, ok bool) {
 	for _, s := range e.list() {
-		if s.Peer().Agent == a && s.link.current.Load() != nil {
+		if s.Peer().Agent == a && s.link.current.Load() != nil && s.through == nil && !s.waits {
 			ends := s.ends.Load()
 			return ends.peer, Route{Peer: ends.peer.Peer, Transports: ends.transports}, true
 		}
@@ -63,6 +63,7 @@ func (e *Endpoint) Open(ctx context.Context, t Target, w Want) (*Session, error)
 		return e.setUp(ctx, t, terms, true)
 	}
 	at := slotOf(t.Agent, terms.Contract)
+	at.through = names(t.Route.Through)
 	if s := e.at(at); s != nil {
 		return s, s.ready(ctx)
 	}
@@ -105,7 +106,7 @@ func (e *Endpoint) setUp(ctx context.Context, t Target, terms signal.Terms, excl
 	defer cancel()
 	start := time.Now()
 	s, err := e.open(ctx, t, terms, exclusive)
-	if err != nil && wire.CodeOf(err) == wire.Unreachable && t.Mailbox != nil && terms.Contract.Persistent && e.cfg.Mail != nil {
+	if err != nil && wire.CodeOf(err) == wire.Unreachable && t.Mailbox != nil && t.Route.Through == nil && terms.Contract.Persistent && e.cfg.Mail != nil {
 		s, err = e.invite(t, terms, exclusive)
 	}
 	if e.cfg.Observe != nil {
@@ -126,7 +127,7 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 		return nil, err
 	}
 	est.Transports = remember(est.Transports, t.Route)
-	s, err := e.establish(est, ch, exclusive)
+	s, err := e.establish(est, ch, exclusive, t.Route.Through)
 	if err == nil {
 		s.pinned = t.Route.Transport != ""
 	}
@@ -147,6 +148,9 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 // agree does the signaling with an agent; proven says that what came back is known
 // to be from the host that was asked.
 func (e *Endpoint) agree(ctx context.Context, t Target, terms signal.Terms) (est *signal.Established, confirm []byte, proven bool, err error) {
+	if t.Route.Through != nil {
+		terms.Transports = nil // the other side learns no address of this one
+	}
 	exchange := func(ctx context.Context, offer []byte) (reply []byte, err error) {
 		reply, proven, err = e.cfg.Network.Signal(ctx, t.Route, offer)
 		return reply, err
@@ -177,12 +181,13 @@ func (e *Endpoint) confirm(ctx context.Context, id signal.ID, r Route, confirm [
 }
 
 // establish makes the session that signaling agreed on, with its first channel.
-func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive bool) (*Session, error) {
+func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive bool, through []Chain) (*Session, error) {
 	s, err := newSession(e, est, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	s.exclusive = exclusive
+	s.exclusive, s.through = exclusive, through
+	s.waits = !est.Initiator && ch.path.Kind == "forwarded"
 	if err := e.admit(s); err != nil {
 		return nil, err
 	}
@@ -278,7 +283,7 @@ func (e *Endpoint) accept(r *reader) (s *Session, first bool, err error) {
 		s, err = e.revive(est, r.channel)
 		return s, false, err
 	}
-	if s, err = e.establish(est, r.channel, false); err == nil && s.persistent() {
+	if s, err = e.establish(est, r.channel, false, nil); err == nil && s.persistent() {
 		s.affirm(r.channel)
 	}
 	return s, true, err

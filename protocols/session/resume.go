@@ -59,7 +59,7 @@ func (s *Session) saved() []byte {
 	m := &sessionpb.Saved{
 		Session: s.id[:], Agent: string(ends.peer.Agent), Certificate: ends.peer.Raw, Initiator: s.opener,
 		Contract: s.terms.Load().Marshal(), Opened: s.opened.UnixMilli(), Used: s.counters.used.Load() / int64(time.Millisecond),
-		Exclusive: s.exclusive, Offered: s.offered.Load(), Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
+		Exclusive: s.exclusive, Waits: s.waits, Offered: s.offered.Load(), Parked: s.link == nil || s.link.current.Load() == nil && s.stateNow() == Active,
 	}
 	if s.stateNow().Done() {
 		s.mu.Lock()
@@ -68,6 +68,13 @@ func (s *Session) saved() []byte {
 	}
 	for _, t := range ends.transports {
 		m.Addrs = append(m.Addrs, t.Addrs...)
+	}
+	for _, c := range s.through {
+		relays := new(sessionpb.SavedChain)
+		for _, a := range c {
+			relays.Agents = append(relays.Agents, string(a))
+		}
+		m.Through = append(m.Through, relays)
 	}
 	for _, p := range ends.protocols {
 		m.Protocols = append(m.Protocols, &sessionpb.SavedProtocol{Name: p.Name, Version: p.Versions[0]})
@@ -156,7 +163,14 @@ func (e *Endpoint) restoreOne(ctx context.Context, id signal.ID, b []byte) error
 	}
 	s.astray.Store(true)
 	s.restored = true
-	s.exclusive = m.Exclusive
+	s.exclusive, s.waits = m.Exclusive, m.Waits
+	for _, c := range m.Through {
+		var relays Chain
+		for _, a := range c.Agents {
+			relays = append(relays, identity.AgentID(a))
+		}
+		s.through = append(s.through, relays)
+	}
 	s.offered.Store(m.Offered)
 	s.counters.used.Store(m.Used * int64(time.Millisecond))
 	s.eager = !m.Parked
@@ -210,6 +224,12 @@ const (
 // locate says where the session's peer may be. What the directory finds too late is
 // for the next attempt.
 func (e *Endpoint) locate(s *Session) Route {
+	r := e.place(s)
+	r.Through = s.through
+	return r
+}
+
+func (e *Endpoint) place(s *Session) Route {
 	if e.cfg.Find != nil && s.astray.Load() {
 		patience := findPatience
 		if s.link.opener() != nil {
@@ -361,7 +381,7 @@ func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID, begin bool) 
 func (e *Endpoint) revive(est *signal.Established, ch *channel) (*Session, error) {
 	s := e.session(est.ID)
 	if s == nil && est.Begin { // no letter of it has come
-		s, err := e.establish(est, ch, false)
+		s, err := e.establish(est, ch, false, nil)
 		if err == nil {
 			s.affirm(ch)
 		}

@@ -55,6 +55,8 @@ type Session struct {
 	counted   bool      // against the limit of its peer; guarded by the endpoint
 	opener    bool      // this side opened it
 	pinned    bool      // to a transport, by whoever opened it
+	through   []Chain   // only over these, by whoever opened it
+	waits     bool      // for the other side to come: that chose the path, and this side does not know it
 	probeAt   time.Time // when to look for a better channel; of the sweep
 	probeWait time.Duration
 	eager     bool                 // restored from a process that was using it

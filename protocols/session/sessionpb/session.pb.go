@@ -868,7 +868,11 @@ type Saved struct {
 	// Why it was terminated; 0 if it was closed.
 	Reason uint32 `protobuf:"varint,14,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The other side has not agreed yet: it was away when the session was offered.
-	Offered       bool `protobuf:"varint,15,opt,name=offered,proto3" json:"offered,omitempty"`
+	Offered bool `protobuf:"varint,15,opt,name=offered,proto3" json:"offered,omitempty"`
+	// The chains of forwarding relays over which alone the other side is reached.
+	Through []*SavedChain `protobuf:"bytes,16,rep,name=through,proto3" json:"through,omitempty"`
+	// The other side chose such a chain: this one waits for it.
+	Waits         bool `protobuf:"varint,17,opt,name=waits,proto3" json:"waits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1012,65 @@ func (x *Saved) GetOffered() bool {
 	return false
 }
 
+func (x *Saved) GetThrough() []*SavedChain {
+	if x != nil {
+		return x.Through
+	}
+	return nil
+}
+
+func (x *Saved) GetWaits() bool {
+	if x != nil {
+		return x.Waits
+	}
+	return false
+}
+
+// SavedChain is the relays of a forwarded path: agent ids, first hop first.
+type SavedChain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agents        []string               `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SavedChain) Reset() {
+	*x = SavedChain{}
+	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SavedChain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SavedChain) ProtoMessage() {}
+
+func (x *SavedChain) ProtoReflect() protoreflect.Message {
+	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SavedChain.ProtoReflect.Descriptor instead.
+func (*SavedChain) Descriptor() ([]byte, []int) {
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SavedChain) GetAgents() []string {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
 // Letter is what a session says by mail while the other side is away. Whoever
 // carries it seals and signs it.
 type Letter struct {
@@ -1028,7 +1091,7 @@ type Letter struct {
 
 func (x *Letter) Reset() {
 	*x = Letter{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	mi := &file_session_sessionpb_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1103,7 @@ func (x *Letter) String() string {
 func (*Letter) ProtoMessage() {}
 
 func (x *Letter) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[12]
+	mi := &file_session_sessionpb_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1116,7 @@ func (x *Letter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Letter.ProtoReflect.Descriptor instead.
 func (*Letter) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{12}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Letter) GetSession() []byte {
@@ -1107,7 +1170,7 @@ type Invitation struct {
 
 func (x *Invitation) Reset() {
 	*x = Invitation{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[13]
+	mi := &file_session_sessionpb_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1182,7 @@ func (x *Invitation) String() string {
 func (*Invitation) ProtoMessage() {}
 
 func (x *Invitation) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[13]
+	mi := &file_session_sessionpb_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1195,7 @@ func (x *Invitation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invitation.ProtoReflect.Descriptor instead.
 func (*Invitation) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{13}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Invitation) GetContract() []byte {
@@ -1166,7 +1229,7 @@ type InvitationProtocol struct {
 
 func (x *InvitationProtocol) Reset() {
 	*x = InvitationProtocol{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[14]
+	mi := &file_session_sessionpb_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1241,7 @@ func (x *InvitationProtocol) String() string {
 func (*InvitationProtocol) ProtoMessage() {}
 
 func (x *InvitationProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[14]
+	mi := &file_session_sessionpb_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1254,7 @@ func (x *InvitationProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvitationProtocol.ProtoReflect.Descriptor instead.
 func (*InvitationProtocol) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{14}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InvitationProtocol) GetName() string {
@@ -1218,7 +1281,7 @@ type SavedProtocol struct {
 
 func (x *SavedProtocol) Reset() {
 	*x = SavedProtocol{}
-	mi := &file_session_sessionpb_session_proto_msgTypes[15]
+	mi := &file_session_sessionpb_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1293,7 @@ func (x *SavedProtocol) String() string {
 func (*SavedProtocol) ProtoMessage() {}
 
 func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_session_sessionpb_session_proto_msgTypes[15]
+	mi := &file_session_sessionpb_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1306,7 @@ func (x *SavedProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedProtocol.ProtoReflect.Descriptor instead.
 func (*SavedProtocol) Descriptor() ([]byte, []int) {
-	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{15}
+	return file_session_sessionpb_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SavedProtocol) GetName() string {
@@ -1322,7 +1385,7 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x04meta\x18\x03 \x01(\fR\x04meta\"L\n" +
 	"\x04Part\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x120\n" +
-	"\x05error\x18\x02 \x01(\v2\x1a.openmesh.session.v1.ErrorR\x05error\"\xab\x03\n" +
+	"\x05error\x18\x02 \x01(\v2\x1a.openmesh.session.v1.ErrorR\x05error\"\xfc\x03\n" +
 	"\x05Saved\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12 \n" +
@@ -1339,7 +1402,12 @@ const file_session_sessionpb_session_proto_rawDesc = "" +
 	"\x06parked\x18\f \x01(\bR\x06parked\x12\x14\n" +
 	"\x05ended\x18\r \x01(\x03R\x05ended\x12\x16\n" +
 	"\x06reason\x18\x0e \x01(\rR\x06reason\x12\x18\n" +
-	"\aoffered\x18\x0f \x01(\bR\aoffered\"\xad\x01\n" +
+	"\aoffered\x18\x0f \x01(\bR\aoffered\x129\n" +
+	"\athrough\x18\x10 \x03(\v2\x1f.openmesh.session.v1.SavedChainR\athrough\x12\x14\n" +
+	"\x05waits\x18\x11 \x01(\bR\x05waits\"$\n" +
+	"\n" +
+	"SavedChain\x12\x16\n" +
+	"\x06agents\x18\x01 \x03(\tR\x06agents\"\xad\x01\n" +
 	"\x06Letter\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x18\n" +
 	"\awritten\x18\x02 \x01(\x03R\awritten\x12?\n" +
@@ -1377,7 +1445,7 @@ func file_session_sessionpb_session_proto_rawDescGZIP() []byte {
 }
 
 var file_session_sessionpb_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_session_sessionpb_session_proto_goTypes = []any{
 	(Encoding)(0),              // 0: openmesh.session.v1.Encoding
 	(Notice_Effect)(0),         // 1: openmesh.session.v1.Notice.Effect
@@ -1393,10 +1461,11 @@ var file_session_sessionpb_session_proto_goTypes = []any{
 	(*StreamMeta)(nil),         // 11: openmesh.session.v1.StreamMeta
 	(*Part)(nil),               // 12: openmesh.session.v1.Part
 	(*Saved)(nil),              // 13: openmesh.session.v1.Saved
-	(*Letter)(nil),             // 14: openmesh.session.v1.Letter
-	(*Invitation)(nil),         // 15: openmesh.session.v1.Invitation
-	(*InvitationProtocol)(nil), // 16: openmesh.session.v1.InvitationProtocol
-	(*SavedProtocol)(nil),      // 17: openmesh.session.v1.SavedProtocol
+	(*SavedChain)(nil),         // 14: openmesh.session.v1.SavedChain
+	(*Letter)(nil),             // 15: openmesh.session.v1.Letter
+	(*Invitation)(nil),         // 16: openmesh.session.v1.Invitation
+	(*InvitationProtocol)(nil), // 17: openmesh.session.v1.InvitationProtocol
+	(*SavedProtocol)(nil),      // 18: openmesh.session.v1.SavedProtocol
 }
 var file_session_sessionpb_session_proto_depIdxs = []int32{
 	0,  // 0: openmesh.session.v1.Request.encoding:type_name -> openmesh.session.v1.Encoding
@@ -1405,14 +1474,15 @@ var file_session_sessionpb_session_proto_depIdxs = []int32{
 	1,  // 3: openmesh.session.v1.Notice.effect:type_name -> openmesh.session.v1.Notice.Effect
 	0,  // 4: openmesh.session.v1.StreamMeta.encoding:type_name -> openmesh.session.v1.Encoding
 	5,  // 5: openmesh.session.v1.Part.error:type_name -> openmesh.session.v1.Error
-	17, // 6: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
-	15, // 7: openmesh.session.v1.Letter.invitation:type_name -> openmesh.session.v1.Invitation
-	16, // 8: openmesh.session.v1.Invitation.protocols:type_name -> openmesh.session.v1.InvitationProtocol
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	18, // 6: openmesh.session.v1.Saved.protocols:type_name -> openmesh.session.v1.SavedProtocol
+	14, // 7: openmesh.session.v1.Saved.through:type_name -> openmesh.session.v1.SavedChain
+	16, // 8: openmesh.session.v1.Letter.invitation:type_name -> openmesh.session.v1.Invitation
+	17, // 9: openmesh.session.v1.Invitation.protocols:type_name -> openmesh.session.v1.InvitationProtocol
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_session_sessionpb_session_proto_init() }
@@ -1426,7 +1496,7 @@ func file_session_sessionpb_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_sessionpb_session_proto_rawDesc), len(file_session_sessionpb_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
