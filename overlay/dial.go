@@ -16,6 +16,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	madns "github.com/multiformats/go-multiaddr-dns"
 
+	"openmesh/overlay/circuit"
 	"openmesh/protocols/wire"
 )
 
@@ -23,10 +24,12 @@ import (
 type Route struct {
 	// Transport is a name that [TransportOf] gives. With "" any will do, and a
 	// connection that exists is taken, even one that is dead without knowing it
-	// yet: close it before dialling anew.
+	// yet: close it, or avoid its relay, before dialling anew.
 	Transport string
 	// Addrs are where the peer may be; if empty, the peerstore's addresses.
 	Addrs []ma.Multiaddr
+	// Avoid are relays that circuits must not lead through: they seem to be dead.
+	Avoid []peer.ID
 }
 
 const (
@@ -39,7 +42,8 @@ const (
 // Dial returns a connection to peer p over the transport of r. If those that
 // exist are of other transports it makes one beside them; they stay. Streams on
 // exactly this connection come from [Host.OpenStream]. Calls for the same peer
-// and transport take turns, so that together they make one connection.
+// and transport take turns, so that together they make one connection. Relays are
+// tried beside each other, those first that are connected and answer.
 //
 // An address that failed is left alone for as long as libp2p would
 // (swarm.ErrDialBackoff), unless ctx has network.WithForceDirectDial. An error
@@ -54,7 +58,11 @@ func (h *Host) Dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("dial %s over %s: %w", p, r.name(), ctx.Err())
 	}
-	return nil, wire.Errorf(wire.Unreachable, "dial %s over %s: %w", p, r.name(), err)
+	failure := wire.Errorf(wire.Unreachable, "dial %s over %s: %w", p, r.name(), err)
+	if h.cfg.NoCircuits && slices.ContainsFunc(h.known(p, r), IsCircuit) {
+		return nil, failure.WithHint("the peer is reached through relays, which this node does not use; set networking.relay_fallback: true")
+	}
+	return nil, failure
 }
 
 func (r Route) name() string {
@@ -70,7 +78,7 @@ func (h *Host) dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 		return nil, err
 	case p == h.ID():
 		return nil, swarm.ErrDialToSelf
-	case r.Transport == "":
+	case r.Transport == "" && len(r.Avoid) == 0 && (h.over(p, r) != nil || len(h.Network().ConnsToPeer(p)) == 0):
 		h.Peerstore().AddAddrs(p, r.Addrs[:min(len(r.Addrs), maxDialAddrs)], peerstore.TempAddrTTL)
 		return h.Network().DialPeer(ctx, p)
 	}
@@ -79,7 +87,7 @@ func (h *Host) dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 		return nil, err
 	}
 	defer done()
-	if conn := h.over(p, r.Transport); conn != nil {
+	if conn := h.over(p, r); conn != nil {
 		return conn, nil
 	}
 	if h.cfg.Gater != nil && !h.cfg.Gater.InterceptPeerDial(p) {
@@ -96,25 +104,53 @@ func (h *Host) dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 	return h.handover.give(ctx, h.Network(), conn)
 }
 
-// over returns the newest connection to p over a transport, or nil.
-func (h *Host) over(p peer.ID, transport string) network.Conn {
+// over returns the newest connection to p that suits r, a direct one if possible;
+// nil if there is none. A circuit through a relay that may be dead does not.
+func (h *Host) over(p peer.ID, r Route) (found network.Conn) {
 	for _, c := range slices.Backward(h.Network().ConnsToPeer(p)) {
-		if !c.IsClosed() && TransportOfConn(c) == transport {
+		if c.IsClosed() || r.Transport != "" && TransportOfConn(c) != r.Transport {
+			continue
+		}
+		relay := RelayOf(c.RemoteMultiaddr())
+		switch {
+		case relay == "":
 			return c
+		case found == nil && !slices.Contains(r.Avoid, relay) && h.grade(relay) < 2:
+			found = c
 		}
 	}
-	return nil
+	return found
 }
+
+// grade says how good it is to dial through a relay now: 0 is the best, 2 may be
+// dead.
+func (h *Host) grade(relay peer.ID) int {
+	if k := h.keeper.Load(); k != nil {
+		return k.Grade(relay)
+	}
+	return 0
+}
+
+// rank is libp2p's ranker of addresses, and ours.
+func (h *Host) rank(addrs []ma.Multiaddr) []network.AddrDelay { return circuit.Rank(addrs, h.grade) }
 
 // Abandon closes a connection that is taken for dead, and those of the same
 // transport to the same peer: two hosts that dial each other at once have two, which
-// die together, and libp2p would use the other one next.
+// die together, and libp2p would use the other one next. Of circuits it closes those
+// through the same relay, which is avoided until it answers; it is asked at once.
 func (h *Host) Abandon(dead network.Conn) {
 	dead.Close()
+	relay := RelayOf(dead.RemoteMultiaddr())
 	for _, c := range h.Network().ConnsToPeer(dead.RemotePeer()) {
-		if TransportOfConn(c) == TransportOfConn(dead) && c.Stat().Limited == dead.Stat().Limited {
+		if TransportOfConn(c) == TransportOfConn(dead) && RelayOf(c.RemoteMultiaddr()) == relay {
 			c.Close()
 		}
+	}
+	if k := h.keeper.Load(); k != nil {
+		if relay != "" {
+			k.Suspect(relay)
+		}
+		k.Check()
 	}
 }
 
@@ -131,16 +167,20 @@ func (h *Host) Transports(p peer.ID) []string {
 	return slices.Compact(names)
 }
 
+// known are the addresses to choose from.
+func (h *Host) known(p peer.ID, r Route) []ma.Multiaddr {
+	if len(r.Addrs) > 0 {
+		return r.Addrs
+	}
+	return h.Peerstore().Addrs(p)
+}
+
 // candidates returns the addresses to dial, without names and /p2p/.
 func (h *Host) candidates(ctx context.Context, p peer.ID, r Route) ([]ma.Multiaddr, error) {
-	known := r.Addrs
-	if len(known) == 0 {
-		known = h.Peerstore().Addrs(p)
-	}
 	force, _ := network.GetForceDirectDial(ctx)
 	var addrs []ma.Multiaddr
 	waiting := false
-	for _, a := range h.resolve(ctx, p, r.Transport, known) {
+	for _, a := range h.resolve(ctx, p, r) {
 		switch {
 		case len(addrs) == maxDialAddrs:
 		case !h.swarm.CanDial(p, a):
@@ -159,13 +199,16 @@ func (h *Host) candidates(ctx context.Context, p peer.ID, r Route) ([]ma.Multiad
 	return nil, swarm.ErrNoGoodAddresses
 }
 
-// resolve looks names up and keeps what is of the transport, and of p.
-func (h *Host) resolve(ctx context.Context, p peer.ID, name string, known []ma.Multiaddr) []ma.Multiaddr {
+// resolve looks names up and keeps what is of the transport, and of p, and does
+// not lead through a relay to avoid.
+func (h *Host) resolve(ctx context.Context, p peer.ID, r Route) []ma.Multiaddr {
+	known := h.known(p, r)
 	var found []ma.Multiaddr
 	for _, a := range known[:min(len(known), 4*maxDialAddrs)] {
 		for _, a := range lists(ctx, p, a) {
 			bare, id := peer.SplitAddr(a)
-			if TransportOf(bare) == name && (id == "" || id == p) {
+			suits := r.Transport == "" || TransportOf(bare) == r.Transport
+			if suits && (id == "" || id == p) && !slices.Contains(r.Avoid, RelayOf(bare)) {
 				found = append(found, h.expand(ctx, bare)...)
 			}
 		}
@@ -221,7 +264,7 @@ func (h *Host) race(ctx context.Context, p peer.ID, addrs []ma.Multiaddr) (trans
 		conn transport.CapableConn
 		err  error
 	}
-	ranked := swarm.DefaultDialRanker(addrs)
+	ranked := h.rank(addrs)
 	results := make(chan result, len(ranked))
 	for _, r := range ranked {
 		go func() {

@@ -1,23 +1,25 @@
 // Package overlay makes the libp2p host of a node: transports, security, limits
 // and the ways around NATs, sized for a mesh of agents.
 //
-//	transports  TCP, QUIC v1, WebSocket, WebTransport, WebRTC; circuit relay v2.
-//	            libp2p keeps to the connection that it has to a peer; [Host.Dial]
-//	            makes one over another transport beside it
+//	transports  TCP and WebSocket (on one port, if they are given one), QUIC v1,
+//	            WebTransport, WebRTC; circuit relay v2. libp2p keeps to the
+//	            connection that it has to a peer; [Host.Dial] makes one over
+//	            another transport, or through another relay, beside it
 //	security    TLS 1.3 (hybrid X25519MLKEM768), then Noise
 //	limits      connections in all (hard), watermarks (soft), per peer, per IP;
 //	            libp2p's default of 8 connections per IP would keep a site behind
 //	            one NAT, or a rack of containers, from joining
-//	NAT         UPnP/NAT-PMP, observed addresses, hole punching, reservations at
-//	            the relays that are configured, advertised as circuit addresses
-//	            (libp2p's AutoRelay does not advertise private relays)
+//	NAT         UPnP/NAT-PMP; where this host stands ([Host.Standing]); reservations
+//	            at two relays, watched; circuits replaced by direct connections
+//
+// Addresses are advertised only if they lead here: on a host that is not public
+// those that others confirmed, those of its own network, and circuits.
 package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,18 +28,20 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
-	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/host/autonat"
 	trimmer "github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
-	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
-	"github.com/libp2p/go-libp2p/x/rate"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"openmesh/overlay/circuit"
+	"openmesh/overlay/punch"
+	"openmesh/overlay/reserve"
 )
 
 // Config is what a [Host] needs.
@@ -47,12 +51,16 @@ type Config struct {
 	Announce []ma.Multiaddr // instead of the addresses found; may be empty
 
 	// Relays returns the relays to hold reservations at, anew at each attempt;
-	// nil for none.
-	Relays func() []peer.AddrInfo
+	// FindRelays gives others when those do not suffice. Either may be nil.
+	Relays     func() []peer.AddrInfo
+	FindRelays func(context.Context) []RelayCandidate
+	RelayCheck time.Duration // between pings of the relays in use; default 5 s
+	NoCircuits bool          // neither dial nor accept through relays
 
-	PortMapping bool // UPnP and NAT-PMP
-	HolePunch   bool
-	Public      bool // known to be reachable: backbone nodes and relays
+	PortMapping bool          // UPnP and NAT-PMP
+	HolePunch   bool          // replace circuits by direct connections
+	Upgraded    func(peer.ID) // a peer that had circuits only has a direct connection; must not block; may be nil
+	Public      bool          // known to be reachable: backbone nodes and relays
 
 	Relay RelayLimits // zero: not a relay
 
@@ -68,6 +76,9 @@ type Config struct {
 	Options []libp2p.Option
 }
 
+// RelayCandidate is a relay that may be used, and its load in [0,1].
+type RelayCandidate = reserve.Candidate
+
 // RelayLimits are the quotas of a relay. A circuit has no limit of duration or
 // volume of its own, so that a session of hours can use it.
 type RelayLimits struct {
@@ -79,21 +90,24 @@ type RelayLimits struct {
 // Host is a running libp2p host.
 type Host struct {
 	host.Host
-	cfg          Config
-	circuits     *circuits
-	relay        *relay.Relay
-	reachability atomic.Int32 // network.Reachability
-	punched      *punched
-	swarm        *swarm.Swarm
-	handover     *handover
-	turns        turns
+	cfg      Config
+	keeper   atomic.Pointer[reserve.Keeper] // of reservations; nil without circuits, and while starting
+	puncher  *punch.Puncher                 // nil if holes are not punched
+	relay    *relay.Relay
+	autonat  autonat.AutoNAT // nil on a public host
+	refresh  event.Emitter   // has libp2p compute the addresses anew
+	reach    *reach
+	swarm    *swarm.Swarm
+	upgrader *upgraderTap
+	handover *handover
+	turns    turns
 }
 
 // New starts a host: it listens when New returns. Close ends it.
 func New(cfg Config) (*Host, error) {
 	cfg.MaxConnections = orDefault(cfg.MaxConnections, 1024)
 	cfg.Low, cfg.High = orDefault(cfg.Low, 160), orDefault(cfg.High, 320)
-	h := &Host{cfg: cfg, circuits: newCircuits(), punched: &punched{peers: make(map[peer.ID]struct{})},
+	h := &Host{cfg: cfg, reach: newReach(cfg.Public), upgrader: &upgraderTap{key: cfg.Key},
 		handover: newHandover(), turns: turns{taken: make(map[turn]chan struct{})}}
 	options, err := h.options()
 	if err != nil {
@@ -103,7 +117,7 @@ func New(cfg Config) (*Host, error) {
 		return nil, fmt.Errorf("start host: %w", err)
 	}
 	if err := h.extend(); err != nil {
-		h.Host.Close()
+		h.close()
 		return nil, fmt.Errorf("start host: %w", err)
 	}
 	return h, nil
@@ -118,12 +132,50 @@ func (h *Host) extend() (err error) {
 	if err := h.handover.attach(h.swarm); err != nil {
 		return fmt.Errorf("hand connections over: %w", err)
 	}
+	h.reach.attach(h.Host, h.swarm)
+	if h.refresh, err = h.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated)); err != nil {
+		return fmt.Errorf("refresh addresses: %w", err)
+	}
+	if !h.cfg.Public {
+		if h.autonat, err = h.newAutoNAT(); err != nil {
+			return fmt.Errorf("reachability: %w", err)
+		}
+	}
+	if err := h.addCircuits(); err != nil {
+		return fmt.Errorf("circuits: %w", err)
+	}
 	if h.cfg.Relay == (RelayLimits{}) {
 		return nil
 	}
 	if h.relay, err = relay.New(h.Host, relay.WithResources(h.cfg.Relay.resources()), relay.WithInfiniteLimits()); err != nil {
 		return fmt.Errorf("relay: %w", err)
 	}
+	return nil
+}
+
+// addCircuits adds the ways through relays, and out of them.
+func (h *Host) addCircuits() error {
+	if h.cfg.NoCircuits {
+		return nil
+	}
+	if err := circuit.Attach(h.Host, h.upgrader.Upgrader); err != nil {
+		return err
+	}
+	h.keeper.Store(reserve.New(reserve.Config{
+		Host: h.Host, Configured: h.cfg.Relays, Find: h.cfg.FindRelays, Every: h.cfg.RelayCheck,
+		Needed: h.needsRelays, Changed: h.readdress, Open: h.OpenStream, Log: h.cfg.Log,
+	}))
+	if !h.cfg.HolePunch {
+		return nil
+	}
+	ids, ok := h.Host.(interface{ IDService() identify.IDService })
+	if !ok {
+		return fmt.Errorf("a %T has no identify service", h.Host)
+	}
+	h.puncher = punch.New(punch.Config{
+		Host: h.Host, IDs: ids.IDService(), Addrs: h.reach.holes,
+		Upgraded: h.cfg.Upgraded, Metrics: h.cfg.Metrics, Log: h.cfg.Log,
+	})
 	return nil
 }
 
@@ -151,6 +203,10 @@ func (h *Host) options() ([]libp2p.Option, error) {
 		libp2p.AddrsFactory(h.advertised),
 		libp2p.UserAgent("openmesh"),
 		libp2p.EnableAutoNATv2(),
+		libp2p.DisableRelay(), // for ours
+		libp2p.DialRanker(h.rank),
+		libp2p.ShareTCPListener(),
+		libp2p.Transport(h.upgrader.tap),
 	}
 	options = append(options, transports()...)
 	if h.cfg.Gater != nil {
@@ -159,12 +215,7 @@ func (h *Host) options() ([]libp2p.Option, error) {
 	if h.cfg.PortMapping {
 		options = append(options, libp2p.NATPortMap())
 	}
-	if h.cfg.HolePunch {
-		options = append(options, libp2p.EnableHolePunching(holepunch.WithTracer(h.punched)))
-	}
-	if h.cfg.Public {
-		options = append(options, libp2p.ForceReachabilityPublic(), libp2p.EnableNATService())
-	}
+	options = append(options, reachability(h.cfg.Public)...)
 	if h.cfg.Metrics != nil {
 		options = append(options, libp2p.PrometheusRegisterer(h.cfg.Metrics))
 	} else {
@@ -173,128 +224,43 @@ func (h *Host) options() ([]libp2p.Option, error) {
 	return append(options, h.cfg.Options...), nil
 }
 
-// perIP is how many connections one IPv4 address or IPv6 /56 may have: many
-// agents share one behind a NAT. perPeer bounds those of one peer, streamsPerPeer
-// its streams.
-const (
-	perIP          = 256
-	perPeer        = 16
-	streamsPerPeer = 1024
-)
-
-func (c Config) resourceManager() (network.ResourceManager, error) {
-	defaults := rcmgr.DefaultLimits
-	libp2p.SetDefaultServiceLimits(&defaults)
-	conns := rcmgr.LimitVal(c.MaxConnections)
-	streams := 16 * conns
-	limits := rcmgr.PartialLimitConfig{
-		System: rcmgr.ResourceLimits{
-			Conns: conns, ConnsInbound: conns, ConnsOutbound: conns, FD: conns,
-			Streams: streams, StreamsInbound: streams, StreamsOutbound: streams,
-		},
-		Transient: rcmgr.ResourceLimits{Conns: conns / 4, ConnsInbound: conns / 4, ConnsOutbound: conns / 4},
-		PeerDefault: rcmgr.ResourceLimits{
-			Conns: perPeer, ConnsInbound: perPeer, ConnsOutbound: perPeer, FD: perPeer,
-			Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer,
-		},
-		// Two agents may have many sessions, each with a stream.
-		ProtocolPeerDefault: rcmgr.ResourceLimits{Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer},
-		ServicePeerDefault:  rcmgr.ResourceLimits{Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer},
-	}.Build(defaults.AutoScale())
-	subnets := func(prefix int) []rcmgr.ConnLimitPerSubnet {
-		return []rcmgr.ConnLimitPerSubnet{{PrefixLength: prefix, ConnCount: min(perIP, c.MaxConnections)}}
-	}
-	options := []rcmgr.Option{
-		rcmgr.WithLimitPerSubnet(subnets(32), subnets(56)),
-		rcmgr.WithConnRateLimiters(newConnectionRate()),
-	}
-	if c.Metrics == nil {
-		options = append(options, rcmgr.WithMetricsDisabled())
-	}
-	rm, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits), options...)
-	if err != nil {
-		return nil, fmt.Errorf("resource manager: %w", err)
-	}
-	return rm, nil
-}
-
-// newConnectionRate lets a site join at once, and slows down one that keeps
-// connecting: perIP at first, then eight a second.
-func newConnectionRate() *rate.Limiter {
-	limit := rate.Limit{RPS: 8, Burst: perIP}
-	return &rate.Limiter{SubnetRateLimiter: rate.SubnetLimiter{
-		IPv4SubnetLimits: []rate.SubnetLimit{{PrefixLength: 32, Limit: limit}},
-		IPv6SubnetLimits: []rate.SubnetLimit{{PrefixLength: 56, Limit: limit}},
-		GracePeriod:      time.Minute,
-	}}
-}
-
-func (l RelayLimits) resources() relay.Resources {
-	r := relay.DefaultResources()
-	r.Limit = nil
-	r.MaxReservations = l.Reservations
-	r.MaxReservationsPerIP, r.MaxReservationsPerASN = l.Reservations, l.Reservations
-	r.MaxCircuits = l.CircuitsPerPeer
-	r.BufferSize = 16 << 10
-	return r
-}
-
-// advertised is libp2p's AddrsFactory.
-func (h *Host) advertised(found []ma.Multiaddr) []ma.Multiaddr {
-	direct := found
-	if len(h.cfg.Announce) > 0 {
-		direct = h.cfg.Announce
-	}
-	return slices.Concat(direct, h.circuits.addrs())
-}
-
 // Run keeps what a host needs to be reached until ctx ends; then it closes the
 // host.
 func (h *Host) Run(ctx context.Context) error {
-	sub, err := h.EventBus().Subscribe(new(event.EvtLocalReachabilityChanged), eventbus.BufSize(16))
-	if err != nil {
-		return fmt.Errorf("run host: %w", err)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return h.observe(ctx) })
+	if k := h.keeper.Load(); k != nil {
+		group.Go(func() error { return k.Run(ctx) })
 	}
-	defer sub.Close()
-	var all sync.WaitGroup
-	if h.cfg.Relays != nil {
-		all.Go(func() { h.circuits.run(ctx, h.Host, h.cfg.Relays, h.cfg.Log) })
-	}
-	for {
-		select {
-		case ev := <-sub.Out():
-			r := ev.(event.EvtLocalReachabilityChanged).Reachability
-			h.reachability.Store(int32(r))
-			h.cfg.Log.Info("reachability changed", zap.Stringer("reachability", r))
-		case <-ctx.Done():
-			all.Wait()
-			return h.close()
+	if h.puncher != nil {
+		group.Go(func() error { return h.puncher.Run(ctx) })
+		if !h.cfg.Public {
+			group.Go(func() error { return h.tryBoth(ctx) })
 		}
 	}
+	if err := group.Wait(); err != nil {
+		return errors.Join(fmt.Errorf("run host: %w", err), h.close())
+	}
+	return h.close()
 }
+
+// Close ends a host that does not run; one that runs is ended by its context.
+func (h *Host) Close() error { return h.close() }
 
 func (h *Host) close() error {
 	if h.relay != nil {
 		h.relay.Close()
 	}
+	if h.autonat != nil {
+		h.autonat.Close()
+	}
+	if h.refresh != nil {
+		h.refresh.Close()
+	}
 	if err := h.Host.Close(); err != nil {
 		return fmt.Errorf("close host: %w", err)
 	}
 	return nil
-}
-
-// Reachability returns public, private or unknown, as others have judged it.
-func (h *Host) Reachability() string {
-	if h.cfg.Public {
-		return "public"
-	}
-	switch network.Reachability(h.reachability.Load()) {
-	case network.ReachabilityPublic:
-		return "public"
-	case network.ReachabilityPrivate:
-		return "private"
-	}
-	return "unknown"
 }
 
 // Reach says how peer p is connected: direct, holepunched or relayed; "" if it is
@@ -314,13 +280,46 @@ func (h *Host) Reach(p peer.ID) string {
 }
 
 // Punched reports whether a hole was punched to peer p.
-func (h *Host) Punched(p peer.ID) bool { return h.punched.has(p) }
+func (h *Host) Punched(p peer.ID) bool { return h.puncher != nil && h.puncher.Punched(p) }
+
+// Punch replaces the circuits to peer p by a direct connection now, rather than
+// when it is time: see [punch.Puncher.Punch].
+func (h *Host) Punch(ctx context.Context, p peer.ID) error {
+	if h.puncher == nil {
+		return errors.New("holes are not punched: networking.nat_strategy does not say so")
+	}
+	return h.puncher.Punch(ctx, p)
+}
+
+// Punches returns how many holes this host tried to punch.
+func (h *Host) Punches() punch.Counts {
+	if h.puncher == nil {
+		return punch.Counts{}
+	}
+	return h.puncher.Counts()
+}
+
+// CheckRelays pings the relays in use now, rather than when it is time: something
+// that goes through them may be dead. It does not wait.
+func (h *Host) CheckRelays() {
+	if k := h.keeper.Load(); k != nil {
+		k.Check()
+	}
+}
+
+// Relays returns the relays at which this host holds reservations.
+func (h *Host) Relays() []peer.ID {
+	if k := h.keeper.Load(); k != nil {
+		return k.Held()
+	}
+	return nil
+}
 
 // IsCircuit reports whether a is an address through a relay.
-func IsCircuit(a ma.Multiaddr) bool {
-	_, err := a.ValueForProtocol(ma.P_CIRCUIT)
-	return err == nil
-}
+func IsCircuit(a ma.Multiaddr) bool { return circuit.Is(a) }
+
+// RelayOf returns the relay of an address through one; "" of any other address.
+func RelayOf(a ma.Multiaddr) peer.ID { return circuit.Relay(a) }
 
 // Addresses returns the host's addresses in full, with /p2p/.
 func (h *Host) Addresses() []string {
@@ -329,33 +328,4 @@ func (h *Host) Addresses() []string {
 		as = append(as, a.String()+"/p2p/"+h.ID().String())
 	}
 	return as
-}
-
-// punched remembers the peers to which a hole was punched.
-type punched struct {
-	mu    sync.Mutex
-	peers map[peer.ID]struct{}
-}
-
-// maxPunched bounds the memory; beyond it connections count as plainly direct.
-const maxPunched = 4096
-
-// Trace is called by libp2p's hole punching service.
-func (p *punched) Trace(ev *holepunch.Event) {
-	end, ok := ev.Evt.(*holepunch.EndHolePunchEvt)
-	if !ok || !end.Success {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.peers) < maxPunched {
-		p.peers[ev.Remote] = struct{}{}
-	}
-}
-
-func (p *punched) has(id peer.ID) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, ok := p.peers[id]
-	return ok
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 )
@@ -247,23 +246,5 @@ func TestReachability(t *testing.T) {
 			t.Fatal("never private")
 		}
 		runtime.Gosched()
-	}
-}
-
-// What the hole puncher reports is how peers count from then on.
-func TestPunchedPeers(t *testing.T) {
-	t.Parallel()
-	a, _ := start(t, Config{})
-	b, _ := start(t, Config{})
-	a.punched.Trace(&holepunch.Event{Remote: b.ID(), Evt: &holepunch.EndHolePunchEvt{Success: false}})
-	if a.Punched(b.ID()) {
-		t.Error("a failed punch counts")
-	}
-	a.punched.Trace(&holepunch.Event{Remote: b.ID(), Evt: &holepunch.EndHolePunchEvt{Success: true}})
-	if err := a.Connect(t.Context(), info(b)); err != nil {
-		t.Fatal(err)
-	}
-	if r := a.Reach(b.ID()); r != "holepunched" {
-		t.Errorf("reach %q", r)
 	}
 }

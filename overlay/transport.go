@@ -1,11 +1,15 @@
 package overlay
 
 import (
+	"context"
 	"crypto/fips140"
 	"slices"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/transport"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	libp2pwebrtc "github.com/libp2p/go-libp2p/p2p/transport/webrtc"
@@ -66,6 +70,37 @@ func transports() []libp2p.Option {
 		libp2p.Transport(libp2pwebtransport.New),
 		libp2p.Transport(libp2pwebrtc.New),
 	)
+}
+
+// upgraderTap takes libp2p's upgrader, which secures connections, out of the
+// construction of a host, for the circuit transport. As a transport it does nothing.
+type upgraderTap struct {
+	key crypto.PrivKey
+	transport.Upgrader
+}
+
+// tap is called for the host, and for the ones that libp2p makes to judge others,
+// which have keys of their own.
+func (t *upgraderTap) tap(u transport.Upgrader, key crypto.PrivKey) transport.Transport {
+	if key.Equals(t.key) {
+		t.Upgrader = u
+	}
+	return noTransport{}
+}
+
+// noTransport neither dials nor listens.
+type noTransport struct{}
+
+func (noTransport) CanDial(ma.Multiaddr) bool { return false }
+func (noTransport) Protocols() []int          { return []int{ma.P_UNIX} }
+func (noTransport) Proxy() bool               { return false }
+
+func (noTransport) Dial(context.Context, ma.Multiaddr, peer.ID) (transport.CapableConn, error) {
+	return nil, transport.ErrListenerClosed
+}
+
+func (noTransport) Listen(ma.Multiaddr) (transport.Listener, error) {
+	return nil, transport.ErrListenerClosed
 }
 
 // listenAddrs are the configured addresses without those that cannot be used

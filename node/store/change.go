@@ -5,6 +5,7 @@ import (
 	"math"
 	"time"
 
+	"openmesh/node/store/record"
 	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/wire"
 )
@@ -69,7 +70,7 @@ func (s *Store) translate(c delivery.Change) item {
 		it.unique = true
 	case delivery.Settle:
 		it.sequence(c.Sequence)
-		outcome := outcomeRecord(&c.Outcome)
+		outcome := record.Outcome(&c.Outcome)
 		it.add(settle, s.owner, c.Session[:], int64(c.Sequence), nanoseconds(c.Outcome.At), outcome)
 		it.bytes = len(outcome)
 	case delivery.PruneOutbox:
@@ -83,7 +84,7 @@ func (s *Store) translate(c delivery.Change) item {
 		it.add(consume, s.owner, c.Session[:], int64(c.Cursor))
 	case delivery.Finish:
 		it.sequence(c.Sequence)
-		outcome := outcomeRecord(&c.Outcome)
+		outcome := record.Outcome(&c.Outcome)
 		it.add(finish, s.owner, c.Session[:], int64(c.Sequence), outcome)
 		it.bytes = len(outcome)
 	case delivery.Advance:
@@ -110,9 +111,9 @@ func (s *Store) insert(query string, session delivery.SessionID, m *delivery.Mes
 		return it
 	}
 	it.sequence(m.Sequence)
-	record := messageRecord(m)
-	it.add(query, s.owner, session[:], int64(m.Sequence), []byte(m.Key), record, m.Body)
-	it.bytes = len(m.Body) + len(m.Key) + len(record)
+	fields := record.Message(m)
+	it.add(query, s.owner, session[:], int64(m.Sequence), []byte(m.Key), fields, m.Body)
+	it.bytes = len(m.Body) + len(m.Key) + len(fields)
 	return it
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 
+	"openmesh/node/store/record"
 	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/wire"
 )
@@ -69,14 +70,14 @@ func (s *Store) Outbox(ctx context.Context, id delivery.SessionID, after uint64,
 // Outcome implements [delivery.Store].
 func (s *Store) Outcome(ctx context.Context, id delivery.SessionID, key string) (uint64, delivery.Outcome, error) {
 	var sequence int64
-	var record []byte
+	var fields []byte
 	var o delivery.Outcome
-	err := s.db.QueryRowContext(ctx, selectOutcome, s.owner, id[:], []byte(key)).Scan(&sequence, &record)
+	err := s.db.QueryRowContext(ctx, selectOutcome, s.owner, id[:], []byte(key)).Scan(&sequence, &fields)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, o, wire.Errorf(wire.NotFound, "read an outcome: the session has no message with this key")
 	}
 	if err == nil {
-		err = parseOutcome(record, &o)
+		err = record.ParseOutcome(fields, &o)
 	}
 	if err != nil {
 		return 0, delivery.Outcome{}, failure(s.dialect, "read an outcome", err)
@@ -105,12 +106,12 @@ func (s *Store) Window(ctx context.Context, id delivery.SessionID) (uint64, map[
 	if err == nil {
 		err = s.each(ctx, func(rows *sql.Rows) error {
 			var sequence int64
-			var record []byte
+			var fields []byte
 			var o delivery.Outcome
-			if err := rows.Scan(&sequence, &record); err != nil {
+			if err := rows.Scan(&sequence, &fields); err != nil {
 				return err
 			}
-			if err := parseOutcome(record, &o); err != nil {
+			if err := record.ParseOutcome(fields, &o); err != nil {
 				return err
 			}
 			finished[uint64(sequence)] = o
@@ -159,19 +160,28 @@ func (s *Store) messages(ctx context.Context, query string, id delivery.SessionI
 	var messages []delivery.Message
 	err := s.each(ctx, func(rows *sql.Rows) error {
 		var sequence int64
-		var key, record []byte
+		var key, fields []byte
 		var m delivery.Message
-		if err := rows.Scan(&sequence, &key, &record, &m.Body); err != nil {
+		if err := rows.Scan(&sequence, &key, &fields, &m.Body); err != nil {
 			return err
 		}
 		m.Sequence, m.Key = uint64(sequence), string(key)
-		if err := parseMessage(record, &m); err != nil {
+		if err := record.ParseMessage(fields, &m); err != nil {
 			return fmt.Errorf("message %d: %w", sequence, err)
 		}
 		messages = append(messages, m)
 		return nil
 	}, query, s.owner, id[:], int64(min(after, math.MaxInt64)), max(limit, 0))
 	return messages, err
+}
+
+// Query calls f with every row of a query, which sees what is committed. Errors
+// are those of f and of the database, as Open's.
+func (s *Store) Query(ctx context.Context, doing string, f func(*sql.Rows) error, query string, args ...any) error {
+	if err := s.each(ctx, f, query, args...); err != nil {
+		return failure(s.dialect, doing, err)
+	}
+	return nil
 }
 
 // each calls f with every row of a query.

@@ -1,9 +1,11 @@
 // Package store is the node's database: what must outlive its process. It is
 // the [delivery.Store] of persistent sessions, and keeps documents, small
-// values under a bucket and a key, for the other parts of the node.
+// values under a bucket and a key, for the other parts of the node. Package
+// letters below it keeps a relay's mailboxes.
 //
 // The database is SQLite, one file under the home, or PostgreSQL, where several
-// nodes may share one database: every row carries the node that owns it.
+// nodes may share one database: every row carries the node that owns it, save
+// those of mailboxes, which relays of one database have in common.
 //
 // # Group commit
 //
@@ -153,36 +155,61 @@ func (s *Store) Commit(c delivery.Change, durable bool, done func(error)) {
 // without error the document would survive a power failure; if ctx ends
 // earlier, it may or may not be stored. Like Commit it may wait for room.
 func (s *Store) Put(ctx context.Context, bucket, key string, value []byte) error {
-	return s.write(ctx, fmt.Sprintf("store document %s/%s", bucket, key),
-		statement{sql: putDocument, args: []any{s.owner, []byte(bucket), []byte(key), value}}, len(bucket)+len(key)+len(value))
+	var b Batch
+	b.Add(putDocument, s.owner, []byte(bucket), []byte(key), value)
+	_, err := s.Exec(ctx, fmt.Sprintf("store document %s/%s", bucket, key), &b)
+	return err
 }
 
 // Delete removes a document, as Put stores one. If there is none, that is no
 // error.
 func (s *Store) Delete(ctx context.Context, bucket, key string) error {
-	return s.write(ctx, fmt.Sprintf("delete document %s/%s", bucket, key),
-		statement{sql: deleteDocument, args: []any{s.owner, []byte(bucket), []byte(key)}}, len(bucket)+len(key))
+	var b Batch
+	b.Add(deleteDocument, s.owner, []byte(bucket), []byte(key))
+	_, err := s.Exec(ctx, fmt.Sprintf("delete document %s/%s", bucket, key), &b)
+	return err
 }
 
-// write commits a statement durably and waits for it.
-func (s *Store) write(ctx context.Context, doing string, st statement, size int) error {
-	result := make(chan error, 1)
-	it := item{statements: []statement{st}, bytes: size, durable: true, done: func(err error) { result <- err }}
-	if size > maxChange {
-		return tooLarge(doing, size)
+// Batch is statements that make one change, for the packages below this one,
+// which have tables of their own. None may fail but by the fault of the database:
+// that would take with it what others commit at the same time.
+type Batch struct{ item item }
+
+// Add adds a statement, whose placeholders are $1, $2, …
+func (b *Batch) Add(sql string, args ...any) {
+	b.item.add(sql, args...)
+	for _, a := range args {
+		if v, ok := a.([]byte); ok {
+			b.item.bytes += len(v)
+		}
 	}
-	if !s.queue.put(it) {
-		return fmt.Errorf("%s: %w", doing, ErrClosed)
+}
+
+// Exec commits a batch, in order and durably, and returns how many rows each of
+// its statements affected. If ctx ends earlier, it may or may not be committed.
+// Like Commit it may wait for room. A batch is used once.
+func (s *Store) Exec(ctx context.Context, doing string, b *Batch) ([]int64, error) {
+	if b.item.bytes > maxChange {
+		return nil, tooLarge(doing, b.item.bytes)
+	}
+	result, statements := make(chan error, 1), b.item.statements
+	b.item.durable, b.item.done = true, func(err error) { result <- err }
+	if !s.queue.put(b.item) {
+		return nil, fmt.Errorf("%s: %w", doing, ErrClosed)
 	}
 	select {
 	case err := <-result:
 		if err != nil {
-			return fmt.Errorf("%s: %w", doing, err)
+			return nil, fmt.Errorf("%s: %w", doing, err)
 		}
-		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", doing, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", doing, ctx.Err())
 	}
+	affected := make([]int64, len(statements))
+	for i := range statements {
+		affected[i] = statements[i].affected
+	}
+	return affected, nil
 }
 
 // failure is the error for what a database could not do.

@@ -3,8 +3,6 @@ package session
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -40,13 +38,12 @@ import (
 type Mail interface {
 	// Deposit leaves l for the agent with certificate to, or a newer one of its own,
 	// and returns once it is kept.
-	Deposit(ctx context.Context, to *identity.Certificate, l Letter) error
+	Deposit(ctx context.Context, to *identity.Certificate, l *Letter) error
 }
 
 // Letter is what one side of a session says by mail.
 type Letter struct {
-	ID      [16]byte // the same for the same content
-	Payload []byte   // a sessionpb.Letter
+	Payload []byte // a sessionpb.Letter
 	Expires time.Time
 }
 
@@ -60,7 +57,7 @@ const (
 // letters are those of one session that are on their way to a mailbox.
 type letters struct {
 	mu     sync.Mutex
-	queue  []Letter
+	queue  []*Letter
 	busy   bool                // somebody deposits
 	posted map[uint64]struct{} // messages in the mail; 0: the invitation
 }
@@ -84,7 +81,7 @@ func (s *Session) turnToMail() {
 // postInvitation offers the session by mail, if no message does.
 func (s *Session) postInvitation(now time.Time) {
 	if s.away.Load() && !s.outstanding() {
-		s.enclose(0, sha256.Sum256([]byte("invitation")), now.Add(s.terms.Load().TTL), &sessionpb.Letter{})
+		s.enclose(0, now.Add(s.terms.Load().TTL), &sessionpb.Letter{})
 	}
 }
 
@@ -109,10 +106,8 @@ func (s *Session) postMessage(m *delivery.Message, floor uint64) bool {
 	case m.Sequence == 0:
 		return true // the floor goes with the next one
 	}
-	var number [8]byte
-	binary.BigEndian.PutUint64(number[:], m.Sequence)
 	frame := delivery.AppendMessage(nil, m, floor, time.Now())
-	return s.enclose(m.Sequence, sha256.Sum256(number[:]), m.Expires, &sessionpb.Letter{Messages: [][]byte{frame}})
+	return s.enclose(m.Sequence, m.Expires, &sessionpb.Letter{Messages: [][]byte{frame}})
 }
 
 // postAck puts an ack into the mail. That a message is being worked on is no news
@@ -126,12 +121,12 @@ func (s *Session) postAck(a delivery.Ack) bool {
 		return true
 	}
 	frame := delivery.AppendAck(nil, a)
-	return s.enclose(0, sha256.Sum256(frame), time.Now().Add(s.terms.Load().TTL), &sessionpb.Letter{Acks: [][]byte{frame}})
+	return s.enclose(0, time.Now().Add(s.terms.Load().TTL), &sessionpb.Letter{Acks: [][]byte{frame}})
 }
 
-// enclose queues one letter; sequence is that of its message, if it has one. What
-// names the letter's content among this side's of the session.
-func (s *Session) enclose(sequence uint64, what [32]byte, expires time.Time, m *sessionpb.Letter) bool {
+// enclose queues one letter, unless it is in the mail already; sequence is that of
+// its message, if it has one.
+func (s *Session) enclose(sequence uint64, expires time.Time, m *sessionpb.Letter) bool {
 	l := &s.letters
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -157,22 +152,11 @@ func (s *Session) enclose(sequence uint64, what [32]byte, expires time.Time, m *
 	if err != nil {
 		panic(err) // bytes, numbers and checked names always marshal
 	}
-	l.queue = append(l.queue, Letter{ID: s.letterID(what), Payload: payload, Expires: expires})
+	l.queue = append(l.queue, &Letter{Payload: payload, Expires: expires})
 	if !l.busy {
 		l.busy = s.owner.start(s.deposit)
 	}
 	return true
-}
-
-func (s *Session) letterID(what [32]byte) [16]byte {
-	h := sha256.New()
-	h.Write([]byte("openmesh-letter-v1:"))
-	h.Write(s.id[:])
-	if s.opener {
-		h.Write([]byte{1})
-	}
-	h.Write(what[:])
-	return [16]byte(h.Sum(nil))
 }
 
 func (s *Session) invitation() *sessionpb.Invitation {
@@ -217,21 +201,21 @@ func (s *Session) deposit() {
 }
 
 // first returns the next letter, or ends the work on them.
-func (l *letters) first() (Letter, bool) {
+func (l *letters) first() (*Letter, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.queue) == 0 {
 		l.busy = false
-		return Letter{}, false
+		return nil, false
 	}
 	return l.queue[0], true
 }
 
 // done removes a letter, if it is still there.
-func (l *letters) done(d Letter) {
+func (l *letters) done(d *Letter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) > 0 && l.queue[0].ID == d.ID {
+	if len(l.queue) > 0 && l.queue[0] == d {
 		l.queue = slices.Delete(l.queue, 0, 1)
 	}
 }
