@@ -35,6 +35,9 @@ func (n directoryAPI) AddCapability(_ context.Context, r *openmeshv1.AddCapabili
 	if err != nil {
 		return nil, err
 	}
+	if err := reserved(c.Name); err != nil {
+		return nil, err
+	}
 	old, had := n.registry.Get(c.Name)
 	if err := n.registry.Add(c); err != nil {
 		return nil, err

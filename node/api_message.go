@@ -63,7 +63,7 @@ func ms(n uint64) time.Duration { return time.Duration(min(n, 1<<42)) * time.Mil
 
 // openTarget opens a session with whom the target names.
 func (n sessionAPI) openTarget(ctx context.Context, target string, r *openmeshv1.OpenSessionRequest, w session.Want) (*session.Session, error) {
-	t, err := n.locate(ctx, target, r.Via)
+	t, err := n.locate(ctx, target, r.Via, r.Through)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,10 @@ func (n sessionAPI) openTarget(ctx context.Context, target string, r *openmeshv1
 }
 
 // locate finds whom a target names, by the directory or where via says.
-func (n sessionAPI) locate(ctx context.Context, target, via string) (session.Target, error) {
+func (n sessionAPI) locate(ctx context.Context, target, via string, through []string) (session.Target, error) {
+	if via != "" && len(through) > 0 {
+		return session.Target{}, wire.Errorf(wire.InvalidArgument, "open session: via names an address, through relays").WithHint("leave one of them out")
+	}
 	if via != "" {
 		return viaTarget(target, via)
 	}
@@ -90,10 +93,22 @@ func (n sessionAPI) locate(ctx context.Context, target, via string) (session.Tar
 		if err != nil {
 			return session.Target{}, err
 		}
-		return session.Target{Agent: cs[0].agent, Route: session.Route{Peer: cs[0].peer.ID, Addrs: cs[0].peer.Addrs}}, nil
+		return n.targetOf(ctx, cs[0], through)
 	}
 	a, err := n.resolve(ctx, target)
-	return session.Target{Agent: a.ID, Route: session.Route{Peer: a.Peer.ID, Addrs: a.Peer.Addrs}}, err
+	if err != nil {
+		return session.Target{}, err
+	}
+	return n.targetOf(ctx, candidateAt(a, ""), through)
+}
+
+// targetOf is where a session with c leads, if it may be offered by mail.
+func (n *Node) targetOf(ctx context.Context, c candidate, through []string) (t session.Target, err error) {
+	c.mail = true
+	if c.through, err = n.chains(ctx, through); err != nil {
+		return t, err
+	}
+	return n.target(ctx, c)
 }
 
 // viaTarget is an agent at a place that the caller knows, without a look into the

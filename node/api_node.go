@@ -49,6 +49,7 @@ func (n nodeAPI) Status(context.Context, *openmeshv1.StatusRequest) (*openmeshv1
 		RelayUsagePct: overview.RelayUsagePct, TunnelFailureRate: overview.TunnelFailureRate,
 		Directory: &openmeshv1.DirectoryStatus{TableSize: uint32(dir.Servers), Partitioned: n.partitioned()},
 	}
+	resp.Standing = n.standingMessage()
 	for _, a := range overview.Alerts {
 		resp.Alerts = append(resp.Alerts, &openmeshv1.Alert{
 			Name: a.Name, Value: a.Value, Threshold: a.Threshold, Since: a.Since.Format(time.RFC3339),
@@ -181,10 +182,10 @@ func (n *Node) locate(ctx context.Context, target string) (candidate, error) {
 			return candidate{}, wire.Errorf(wire.NotFound, "no agent in reach offers %s", target)
 		}
 		row := res.Rows[0]
-		return candidate{row.Agent, row.Address, n.host.Peerstore().PeerInfo(row.Peer), row.Name, nil}, nil
+		return candidate{agent: row.Agent, address: row.Address, peer: n.host.Peerstore().PeerInfo(row.Peer), capability: row.Name}, nil
 	}
 	a, err := n.resolve(ctx, target)
-	return candidate{a.ID, a.Address, a.Peer, "", nil}, err
+	return candidateAt(a, ""), err
 }
 
 func (n nodeAPI) Connect(ctx context.Context, r *openmeshv1.ConnectRequest) (*openmeshv1.ConnectResponse, error) {

@@ -38,10 +38,26 @@ type candidate struct {
 	peer       peer.AddrInfo
 	capability string
 	versions   []string // that it answers, by its descriptor; nil: not known
+
+	mailbox *identity.Certificate // of an agent that has a mailbox
+	mail    bool                  // leave the request there if the agent cannot be reached
+	through []session.Chain       // only over one of these chains of relays
 }
 
 func candidateOf(row directory.Row) candidate {
-	return candidate{row.Agent, row.Address, peer.AddrInfo{ID: row.Peer}, row.Name, answeredBy(row.Capability)}
+	c := candidate{agent: row.Agent, address: row.Address, peer: peer.AddrInfo{ID: row.Peer}, capability: row.Name, versions: answeredBy(row.Capability)}
+	if d := row.Descriptor; d != nil && len(d.Body.Mailboxes) > 0 {
+		c.mailbox = d.Certificate
+	}
+	return c
+}
+
+func candidateAt(a directory.Agent, capability string) candidate {
+	c := candidate{agent: a.ID, address: a.Address, peer: a.Peer, capability: capability}
+	if len(a.Mailboxes) > 0 {
+		c.mailbox = a.Certificate
+	}
+	return c
 }
 
 // Call sends one request to whom the target names and waits for the response. A
@@ -93,7 +109,7 @@ const coarse = 30 * time.Second
 // time enough, it does without a timer of its own.
 func (n *Node) callBy(ctx context.Context, r *openmeshv1.CallRequest, key string, deadline time.Time, take taker) (*openmeshv1.CallResponse, error) {
 	attempt := 1
-	if c, ok := n.inSession(r); ok && n.qos(r) == signal.AtMostOnce && time.Until(deadline) > coarse {
+	if c, ok := n.inSession(r); ok && len(r.Through) == 0 && n.qos(r) == signal.AtMostOnce && time.Until(deadline) > coarse {
 		a, err := n.callOne(ctx, c, r, key, deadline)
 		if err == nil {
 			return n.taken(ctx, a, deadline, take)
@@ -156,6 +172,10 @@ func unsupported(what string) error {
 // between rounds: who could not be reached may be elsewhere by now. Its first
 // attempt has the number attempt.
 func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, key string, attempt int) (answer, error) {
+	chains, err := n.chains(ctx, r.Through)
+	if err != nil {
+		return answer{}, err
+	}
 	var wait *backoff.ExponentialBackOff
 	var last error
 	for {
@@ -164,6 +184,8 @@ func (n *Node) callCandidates(ctx context.Context, r *openmeshv1.CallRequest, ke
 			return answer{}, cmp.Or(last, err)
 		}
 		for _, c := range candidates {
+			c.through = chains
+			c.mail = len(candidates) == 1 || last != nil // who can be reached is asked first
 			a, err := n.callOne(ctx, c, r, key, time.Time{})
 			if err == nil {
 				a.response.Attempts = uint32(attempt)
@@ -260,7 +282,7 @@ func (n *Node) inSession(r *openmeshv1.CallRequest) (candidate, bool) {
 	a := identity.AgentID(r.Target)
 	if s := n.sessions.Session(a); s != nil {
 		p := s.Peer()
-		return candidate{p.Agent, p.Address, peer.AddrInfo{ID: p.Peer}, r.Capability, nil}, true
+		return candidate{agent: p.Agent, address: p.Address, peer: peer.AddrInfo{ID: p.Peer}, capability: r.Capability}, true
 	}
 	if isCapability(r.Target) {
 		return candidate{}, false
@@ -269,7 +291,7 @@ func (n *Node) inSession(r *openmeshv1.CallRequest) (candidate, bool) {
 	if !ok {
 		return candidate{}, false
 	}
-	return candidate{a, c.Address, peer.AddrInfo{ID: c.Peer, Addrs: routeAddrs(route)}, r.Capability, nil}, true
+	return candidate{agent: a, address: c.Address, peer: peer.AddrInfo{ID: c.Peer, Addrs: routeAddrs(route)}, capability: r.Capability}, true
 }
 
 // splitVersion takes NAME@MAJOR apart: the directory has a key of that form. An
@@ -305,7 +327,7 @@ func (n *Node) resolveTarget(ctx context.Context, r *openmeshv1.CallRequest) (ca
 			return candidate{}, wire.Errorf(wire.Denied, "trust in %s is %.2f, below %.2f", a.ID, t, r.MinTrust)
 		}
 	}
-	c := candidate{a.ID, a.Address, a.Peer, r.Capability, nil}
+	c := candidateAt(a, r.Capability)
 	if c.capability == "" {
 		c.capability, err = n.onlyCapability(ctx, a)
 	}
@@ -361,11 +383,11 @@ func (n *Node) callAgent(ctx context.Context, c candidate, r *openmeshv1.CallReq
 	var resp *session.Response
 	var id uint64
 	want := session.Want{Contract: signal.Contract{QoS: signal.AtMostOnce}}
-	s, err := n.open(ctx, c.agent, c.peer, want)
+	s, err := n.open(ctx, c, want)
 	if err == nil {
 		resp, id, err = s.Call(ctx, req)
 		if id == 0 && wire.CodeOf(err) == wire.SessionClosed { // it ended before it took the request
-			if s, err = n.open(ctx, c.agent, c.peer, want); err == nil {
+			if s, err = n.open(ctx, c, want); err == nil {
 				resp, id, err = s.Call(ctx, req)
 			}
 		}
@@ -388,17 +410,39 @@ func (n *Node) callAgent(ctx context.Context, c candidate, r *openmeshv1.CallReq
 }
 
 // open returns a session with an agent, one that is there or a new one.
-func (n *Node) open(ctx context.Context, a identity.AgentID, p peer.AddrInfo, w session.Want) (*session.Session, error) {
-	if w.Contract.QoS == signal.AtMostOnce && !w.Exclusive {
-		if s := n.sessions.Session(a); s != nil && s.Ready() {
+func (n *Node) open(ctx context.Context, c candidate, w session.Want) (*session.Session, error) {
+	if w.Contract.QoS == signal.AtMostOnce && !w.Exclusive && c.through == nil {
+		if s := n.sessions.Session(c.agent); s != nil && s.Ready() {
 			return s, nil
 		}
 	}
-	s, err := n.sessions.Open(ctx, session.Target{Agent: a, Route: session.Route{Peer: p.ID, Addrs: p.Addrs}}, w)
+	t, err := n.target(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := n.sessions.Open(ctx, t, w)
 	if err == nil {
 		n.seen.add(s.Peer())
 	}
 	return s, err
+}
+
+// target is where a session with c is to lead.
+func (n *Node) target(ctx context.Context, c candidate) (session.Target, error) {
+	t := session.Target{Agent: c.agent, Route: session.Route{Peer: c.peer.ID, Addrs: c.peer.Addrs}}
+	if c.mail {
+		t.Mailbox = c.mailbox
+	}
+	if c.through == nil {
+		return t, nil
+	}
+	t.Route.Through = c.through
+	if t.Route.Target = n.seen.of(c.peer.ID); t.Route.Target != nil {
+		return t, nil
+	}
+	a, err := n.resolve(ctx, string(c.agent))
+	t.Route.Target = a.Certificate
+	return t, err
 }
 
 func (n *Node) request(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string) *session.Request {
@@ -464,7 +508,7 @@ func (n *Node) pathOf(c network.Conn) session.Path {
 }
 
 func pathMessage(p session.Path) *openmeshv1.Path {
-	m := &openmeshv1.Path{Kind: p.Kind, Transport: p.Transport, Hops: []string{}}
+	m := &openmeshv1.Path{Kind: p.Kind, Transport: p.Transport, Hops: strings.Fields(p.Hops)}
 	if p.Kind == "relayed" {
 		if relay := relayOf(p.Addr); relay != "" {
 			m.Hops = append(m.Hops, relay)

@@ -35,17 +35,15 @@ func (n *Node) countCall(r *openmeshv1.CallRequest, o observe.Outcome) {
 
 // callDurably posts the request as a message of a session that keeps it until its
 // outcome is known, and waits for that until ctx ends. A call that was made
-// before with the same key gets the outcome of that one.
+// before with the same key gets the outcome of that one. That the caller does not
+// wait any longer does not end the message: the contract's TTL does.
 func (n *Node) callDurably(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string, q signal.QoS) (*openmeshv1.CallResponse, error) {
-	s, err := n.open(ctx, c.agent, c.peer, session.Want{Contract: signal.Contract{QoS: q}})
+	s, err := n.open(ctx, c, session.Want{Contract: signal.Contract{QoS: q}})
 	if err != nil {
 		return nil, err
 	}
 	enc, body := bodyOf(r)
 	m := n.message(ctx, key, c.capability, r.Version, enc, body)
-	if deadline, ok := ctx.Deadline(); ok {
-		m.Expires = deadline
-	}
 	if r.IdempotencyKey == "" {
 		m.Key = "" // Post gives it one that needs no look into the store
 	}

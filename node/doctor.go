@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	openmeshv1 "openmesh/node/api/openmesh/v1"
-	"openmesh/overlay"
+	"openmesh/overlay/nat"
 )
 
 // check examines one thing: status is ok, warn or fail; hint says what to do.
@@ -24,7 +25,9 @@ var checks = []check{
 	{"listen", checkListen},
 	{"directory", checkDirectory},
 	{"connections", checkConnections},
+	{"nat", checkNAT},
 	{"relays", checkRelays},
+	{"mailboxes", checkMailboxes},
 	{"capabilities", checkCapabilities},
 	{"alerts", checkAlerts},
 	{"configuration", checkConfiguration},
@@ -99,16 +102,50 @@ func checkConnections(n *Node) (status, message, hint string) {
 }
 
 func checkRelays(n *Node) (status, message, hint string) {
-	configured := n.settings.Networking.Relays
-	if len(configured) == 0 {
-		return "ok", "no relay is configured", ""
-	}
-	for _, a := range n.host.Addrs() {
-		if overlay.IsCircuit(a) {
-			return "ok", "reachable through a relay", ""
-		}
+	net := n.settings.Networking
+	held, private := len(n.host.Relays()), n.host.Reachability() != "public"
+	switch {
+	case !n.circuitsAllowed() && private:
+		return "warn", "relays are not used: who cannot connect to this node directly does not reach it",
+			"set networking.relay_fallback: true"
+	case !n.circuitsAllowed():
+		return "ok", "relays are not used", ""
+	case held == 1:
+		return "ok", "reachable through a relay; there is no second one if it fails", ""
+	case held > 1:
+		return "ok", fmt.Sprintf("reachable through %d relays", held), ""
+	case !private:
+		return "ok", "none is needed: this node is reachable", ""
+	case len(net.Relays) == 0 && len(n.relays.all()) == 0:
+		return "ok", "no relay is configured or found", ""
 	}
 	return "warn", "no relay has granted a reservation", "check that the nodes in networking.relays run with the role relay"
+}
+
+func checkNAT(n *Node) (status, message, hint string) {
+	s := n.host.Standing()
+	message = fmt.Sprintf("%s; reachability %s", s.Kind, s.Reachability)
+	if s.Reachability != nat.Private || len(s.Help) == 0 {
+		return "ok", message, strings.Join(s.Help, "; ")
+	}
+	if len(n.host.Relays()) == 0 {
+		status = "warn"
+	}
+	return orDefault(status, "ok"), message, strings.Join(s.Help, "; ")
+}
+
+func checkMailboxes(n *Node) (status, message, hint string) {
+	want := n.settings.Mailbox.Replicas
+	have := len(n.post.names())
+	switch {
+	case want == 0 || !slices.Contains(n.settings.Node.Roles, "agent"):
+		return "ok", "this node has none", ""
+	case have > 0:
+		return "ok", fmt.Sprintf("messages for this agent are kept at %d relays while it is away", have), ""
+	case len(n.relays.with(serviceMailbox)) == 0:
+		return "ok", "no relay is known: messages for this agent are not kept while it is away", "run a node with the role relay"
+	}
+	return "warn", "no relay keeps messages for this agent", "see the log of this node, and of the relays"
 }
 
 func checkCapabilities(n *Node) (status, message, hint string) {

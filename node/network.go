@@ -56,6 +56,10 @@ func (w ways) Offer() []signal.Transport {
 // Signal makes an exchange over libp2p or gRPC, whichever connects first. The offer
 // goes one way only, for the other side answers it once.
 func (w ways) Signal(ctx context.Context, r session.Route, offer []byte) (reply []byte, proven bool, err error) {
+	if r.Through != nil {
+		reply, err = w.signalForwarded(ctx, r, offer)
+		return reply, true, err
+	}
 	patience := w.n.settings.Networking.HandshakeTimeout
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -91,6 +95,13 @@ func (w ways) connect(ctx context.Context, r session.Route) error {
 
 // Dial opens a conduit over libp2p or gRPC, whichever is there first.
 func (w ways) Dial(ctx context.Context, r session.Route) (session.Conduit, error) {
+	if r.Through != nil {
+		c, err := w.forward(ctx, r, session.Protocol)
+		if err != nil {
+			return nil, err
+		}
+		return newForwarded(c), nil
+	}
 	var attempts []func(context.Context) (session.Conduit, error)
 	if r.Transport != grpcTransport && r.Peer != "" {
 		attempts = append(attempts, func(ctx context.Context) (session.Conduit, error) { return w.dialHost(ctx, r) })
@@ -164,14 +175,11 @@ func race[T any](ctx context.Context, attempts []func(context.Context) (T, error
 func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, error) {
 	h := w.n.host
 	h.Peerstore().AddAddrs(r.Peer, hostAddrs(r), peerstore.TempAddrTTL)
-	if r.Transport == "" {
-		st, err := h.NewStream(ctx, r.Peer, session.Protocol)
-		if err != nil {
-			return nil, err
-		}
-		return session.StreamConduit(st, w.n.pathOf(st.Conn()), h.Abandon), nil
+	dialing := ctx
+	if r.Transport != "" {
+		dialing = network.WithForceDirectDial(ctx, "session")
 	}
-	c, err := h.Dial(network.WithForceDirectDial(ctx, "session"), r.Peer, overlay.Route{Transport: r.Transport})
+	c, err := h.Dial(dialing, r.Peer, overlay.Route{Transport: r.Transport})
 	if err != nil {
 		return nil, err
 	}

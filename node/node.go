@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -31,11 +32,14 @@ import (
 	"openmesh/node/observe"
 	"openmesh/node/schemas"
 	"openmesh/node/store"
+	"openmesh/node/store/letters"
 	"openmesh/overlay"
 	"openmesh/overlay/directory"
 	"openmesh/overlay/grpclink"
 	"openmesh/policy"
+	"openmesh/protocols/forward"
 	"openmesh/protocols/identity"
+	"openmesh/protocols/mailbox"
 	"openmesh/protocols/session"
 )
 
@@ -77,12 +81,18 @@ type Node struct {
 	schemas      map[string][]string // versions that the configuration names
 
 	multicasts *multicasts
+	relays     *relays
+	post       *post
+	renew      chan struct{} // there is something new to announce
 
 	// Made by Run, before ready is closed.
 	host      *overlay.Host
 	database  *store.Store
 	dialer    *grpclink.Dialer
 	links     *grpclink.Server // nil: no gRPC listener
+	forwards  *forward.Server
+	mailboxes *mailbox.Server // nil: this node keeps none
+	letters   *letters.Store  // of mailboxes
 	directory *directory.Directory
 	sessions  *session.Endpoint
 	api       *api.Server
@@ -128,8 +138,11 @@ func New(cfg Config) (*Node, error) {
 		schemas:      named,
 
 		multicasts: newMulticasts(),
+		relays:     newRelays(),
+		renew:      make(chan struct{}, 1),
 		ready:      make(chan struct{}),
 	}
+	n.post = &post{n: n}
 	n.registry = handlers.New(handlers.Config{
 		Lenient:           cfg.Config.Capabilities.Validation == "lenient",
 		CorrelationHeader: cfg.Config.Observability.CorrelationHeader,
@@ -154,7 +167,11 @@ func (n *Node) loadCapabilities() {
 		n.log.Error("capability not loaded", zap.Error(err))
 	}
 	for _, c := range stored {
-		if err := n.registry.Add(c); err != nil {
+		err := reserved(c.Name)
+		if err == nil {
+			err = n.registry.Add(c)
+		}
+		if err != nil {
 			n.log.Error("capability not loaded", zap.String("capability", c.Name), zap.Error(err))
 		}
 	}
@@ -243,6 +260,14 @@ func (n *Node) runServices(ctx context.Context) error {
 	group.Go(func() error { return n.alerts.Run(ctx) })
 	group.Go(func() error { n.announce(ctx); return nil })
 	group.Go(func() error { n.meter(ctx); return nil })
+	group.Go(func() error { n.watchRelays(ctx); return nil })
+	group.Go(func() error { return n.forwards.Run(ctx, n.host) })
+	if n.mailboxes != nil {
+		group.Go(func() error { n.mailboxes.Run(ctx, n.host); return nil })
+	}
+	if n.settings.Mailbox.Replicas > 0 && slices.Contains(n.settings.Node.Roles, "agent") {
+		group.Go(func() error { return n.post.collect(ctx) })
+	}
 	select {
 	case <-n.sessions.Restored(): // else peers and the API would be told that there are none
 	case <-ctx.Done():
@@ -276,6 +301,7 @@ func (n *Node) build() (err error) {
 	}
 	n.dialer = grpclink.NewDialer()
 	n.sessions = session.New(n.sessionConfig())
+	n.forwards, n.mailboxes = n.newForwarding(), n.newMailboxes()
 	if n.links, err = n.newLinks(); err != nil {
 		return err
 	}
@@ -302,16 +328,27 @@ func (n *Node) hostConfig() overlay.Config {
 		Metrics: prometheus.WrapRegistererWithPrefix("", n.metrics.Registry()),
 		Log:     n.log, Options: n.cfg.HostOptions,
 	}
-	if s.Networking.RelayFallback && s.Networking.NATStrategy != "none" && len(s.Networking.Relays) > 0 {
-		c.Relays = n.peersOf(s.Networking.Relays)
+	if c.NoCircuits = !n.circuitsAllowed(); !c.NoCircuits && !relay {
+		c.Relays, c.FindRelays = n.peersOf(s.Networking.Relays), n.circuitRelays
 	}
+	c.Upgraded = n.upgraded
 	if relay {
-		c.Relay = overlay.RelayLimits{
-			Reservations: s.Relay.MaxReservations, Circuits: s.Relay.MaxCircuits, CircuitsPerPeer: s.Relay.MaxCircuitsPerPeer,
-		}
+		c.Listen = n.relayListen()
+	}
+	if n.isRelay(serviceCircuit) {
+		c.Relay = n.relayConfig()
 	}
 	return c
 }
+
+// circuitsAllowed reports whether connections may go through relays.
+func (n *Node) circuitsAllowed() bool {
+	return n.settings.Networking.RelayFallback && n.settings.Networking.NATStrategy != "none"
+}
+
+// upgraded hears that a peer has a direct connection now besides circuits: sessions
+// with it move there.
+func (n *Node) upgraded(p peer.ID) { go n.sessions.Upgrade(p, n.host.Transports(p)) }
 
 func (n *Node) startTracing(ctx context.Context) (err error) {
 	if n.settings.Observability.Tracing != "opentelemetry" {
@@ -340,6 +377,9 @@ type load struct {
 	working  atomic.Int64
 	capacity int64
 }
+
+// busy is how busy this node is: with requests, or with carrying others' traffic.
+func (n *Node) busy() float64 { return max(n.load.value(), n.host.RelayLoad()) }
 
 // value is 0 when idle, 0.5 at four requests per CPU, and nears 1.
 func (l *load) value() float64 {

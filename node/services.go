@@ -39,7 +39,7 @@ func (n *Node) directoryConfig() directory.Config {
 		ExperienceFile: filepath.Join(n.cfg.Home, "experience.json"),
 		Circles:        func() []string { return n.circles.Of(n.cfg.Keys.Agent) },
 		Member:         n.circles.Has,
-		Load:           n.load.value,
+		Load:           n.busy,
 		Reach:          n.reach,
 		Observer:       directoryObserver{n.metrics},
 		Log:            n.log.Named("directory"),
@@ -75,6 +75,7 @@ func (n *Node) sessionConfig() session.Config {
 		},
 		Contract:    n.contract(),
 		Store:       n.database,
+		Mail:        n.post,
 		Find:        n.find,
 		Handler:     n.serve,
 		Data:        n.cfg.Data,
@@ -204,16 +205,25 @@ func (n *Node) announce(ctx context.Context) {
 		}
 		select {
 		case <-changed:
+		case <-n.renew:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
+// announceAgain has the directory learn what has changed besides capabilities.
+func (n *Node) announceAgain() {
+	select {
+	case n.renew <- struct{}{}:
+	default:
+	}
+}
+
 func (n *Node) profile() directory.Profile {
 	p := directory.Profile{
 		Region: n.settings.Node.Region, Jurisdictions: n.settings.Node.Jurisdictions, Domain: n.settings.Node.Domain,
-		AgentVersion: "openmesh/" + n.cfg.Version,
+		AgentVersion: "openmesh/" + n.cfg.Version, Mailboxes: n.post.boxNames(), Capabilities: n.serviceMessages(),
 	}
 	for _, c := range n.registry.List() {
 		p.Capabilities = append(p.Capabilities, n.capabilityMessage(c))
@@ -258,7 +268,7 @@ func orDefault[T comparable](v, def T) T {
 func (n *Node) meter(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	paths := map[string]observe.Path{"direct": observe.Direct, "holepunched": observe.HolePunched, "relayed": observe.Relayed}
+	paths := map[string]observe.Path{"direct": observe.Direct, "holepunched": observe.HolePunched, "relayed": observe.Relayed, "forwarded": observe.Forwarded}
 	last := session.Stats{Sent: map[string]uint64{}, Received: map[string]uint64{}}
 	n.metrics.KeyExpiry(n.cfg.Keys.Certificate.NotAfter)
 	for {
@@ -268,12 +278,22 @@ func (n *Node) meter(ctx context.Context) {
 			n.metrics.Bytes(observe.In, path, int(now.Received[kind]-last.Received[kind]))
 		}
 		last = now
+		n.metrics.SessionPaths(now.Paths)
+		n.meterRoutes()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// meterRoutes does so for how agents are reached.
+func (n *Node) meterRoutes() {
+	punches := n.host.Punches()
+	n.metrics.HolePunches(punches.Attempts, punches.Successes, punches.Failures)
+	circuits, forwards := n.relayUsage(), n.forwards.Usage()
+	n.metrics.Relay(circuits.Reservations, circuits.Circuits, forwards.Circuits, circuits.Bytes, forwards.Bytes)
 }
 
 // invalid hears of requests and responses that break their schema.

@@ -25,6 +25,8 @@ import (
 
 	"openmesh/protocols/session"
 	"openmesh/protocols/wire"
+
+	"openmesh/overlay/relay"
 )
 
 // all are the transports of a host, as their connections are named.
@@ -271,7 +273,7 @@ func TestDialByName(t *testing.T) {
 // A path through a relay stands beside a direct one.
 func TestDialCircuitBesideDirect(t *testing.T) {
 	t.Parallel()
-	relay, _ := start(t, Config{Public: true, Relay: RelayLimits{Reservations: 64, Circuits: 64, CircuitsPerPeer: 16}})
+	relay, _ := start(t, Config{Public: true, Relay: &relay.Config{Reservations: 64, Circuits: 64, CircuitsPerPeer: 16}})
 	relayAt := info(relay)
 	b, _ := start(t, Config{Relays: func() []peer.AddrInfo { return []peer.AddrInfo{relayAt} }})
 	serveEcho(b)

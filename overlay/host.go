@@ -32,7 +32,6 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/host/autonat"
 	trimmer "github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
-	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +40,8 @@ import (
 
 	"openmesh/overlay/circuit"
 	"openmesh/overlay/punch"
+	"openmesh/overlay/reach"
+	"openmesh/overlay/relay"
 	"openmesh/overlay/reserve"
 )
 
@@ -62,7 +63,7 @@ type Config struct {
 	Upgraded    func(peer.ID) // a peer that had circuits only has a direct connection; must not block; may be nil
 	Public      bool          // known to be reachable: backbone nodes and relays
 
-	Relay RelayLimits // zero: not a relay
+	Relay *relay.Config // nil: not a relay
 
 	MaxConnections int // hard limit; default 1024
 	Low, High      int // trimming starts above High and stops at Low; default 160, 320
@@ -79,14 +80,6 @@ type Config struct {
 // RelayCandidate is a relay that may be used, and its load in [0,1].
 type RelayCandidate = reserve.Candidate
 
-// RelayLimits are the quotas of a relay. A circuit has no limit of duration or
-// volume of its own, so that a session of hours can use it.
-type RelayLimits struct {
-	Reservations    int
-	Circuits        int
-	CircuitsPerPeer int
-}
-
 // Host is a running libp2p host.
 type Host struct {
 	host.Host
@@ -96,7 +89,7 @@ type Host struct {
 	relay    *relay.Relay
 	autonat  autonat.AutoNAT // nil on a public host
 	refresh  event.Emitter   // has libp2p compute the addresses anew
-	reach    *reach
+	reach    *reach.Collector
 	swarm    *swarm.Swarm
 	upgrader *upgraderTap
 	handover *handover
@@ -107,7 +100,7 @@ type Host struct {
 func New(cfg Config) (*Host, error) {
 	cfg.MaxConnections = orDefault(cfg.MaxConnections, 1024)
 	cfg.Low, cfg.High = orDefault(cfg.Low, 160), orDefault(cfg.High, 320)
-	h := &Host{cfg: cfg, reach: newReach(cfg.Public), upgrader: &upgraderTap{key: cfg.Key},
+	h := &Host{cfg: cfg, reach: reach.New(cfg.Public), upgrader: &upgraderTap{key: cfg.Key},
 		handover: newHandover(), turns: turns{taken: make(map[turn]chan struct{})}}
 	options, err := h.options()
 	if err != nil {
@@ -132,7 +125,7 @@ func (h *Host) extend() (err error) {
 	if err := h.handover.attach(h.swarm); err != nil {
 		return fmt.Errorf("hand connections over: %w", err)
 	}
-	h.reach.attach(h.Host, h.swarm)
+	h.reach.Attach(h.Host, h.swarm)
 	if h.refresh, err = h.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated)); err != nil {
 		return fmt.Errorf("refresh addresses: %w", err)
 	}
@@ -144,13 +137,10 @@ func (h *Host) extend() (err error) {
 	if err := h.addCircuits(); err != nil {
 		return fmt.Errorf("circuits: %w", err)
 	}
-	if h.cfg.Relay == (RelayLimits{}) {
-		return nil
+	if h.cfg.Relay != nil {
+		h.relay, err = relay.New(h.Host, *h.cfg.Relay)
 	}
-	if h.relay, err = relay.New(h.Host, relay.WithResources(h.cfg.Relay.resources()), relay.WithInfiniteLimits()); err != nil {
-		return fmt.Errorf("relay: %w", err)
-	}
-	return nil
+	return err
 }
 
 // addCircuits adds the ways through relays, and out of them.
@@ -173,7 +163,7 @@ func (h *Host) addCircuits() error {
 		return fmt.Errorf("a %T has no identify service", h.Host)
 	}
 	h.puncher = punch.New(punch.Config{
-		Host: h.Host, IDs: ids.IDService(), Addrs: h.reach.holes,
+		Host: h.Host, IDs: ids.IDService(), Addrs: h.reach.Holes,
 		Upgraded: h.cfg.Upgraded, Metrics: h.cfg.Metrics, Log: h.cfg.Log,
 	})
 	return nil
@@ -305,6 +295,17 @@ func (h *Host) CheckRelays() {
 	if k := h.keeper.Load(); k != nil {
 		k.Check()
 	}
+}
+
+// Relay is what this host relays for others; nil if it is no relay.
+func (h *Host) Relay() *relay.Relay { return h.relay }
+
+// RelayLoad is how near it is to its quotas, 0 to 1.
+func (h *Host) RelayLoad() float64 {
+	if h.relay == nil {
+		return 0
+	}
+	return h.relay.Load()
 }
 
 // Relays returns the relays at which this host holds reservations.

@@ -16,6 +16,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
+
+	"openmesh/overlay/relay"
 )
 
 // start runs a host on loopback until the test, or stop, ends it.
@@ -168,7 +170,7 @@ func TestConnectionLimits(t *testing.T) {
 func TestRelay(t *testing.T) {
 	t.Parallel()
 	key := newKey(t)
-	quotas := RelayLimits{Reservations: 64, Circuits: 64, CircuitsPerPeer: 16}
+	quotas := &relay.Config{Reservations: 64, Circuits: 64, CircuitsPerPeer: 16}
 	relay, stopRelay := start(t, Config{Key: key, Public: true, Relay: quotas})
 	at := info(relay)
 	agent, _ := start(t, Config{Relays: func() []peer.AddrInfo { return []peer.AddrInfo{at} }})

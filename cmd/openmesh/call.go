@@ -35,13 +35,15 @@ func newCall(p *program) *cobra.Command {
 		Long: "Send one request and wait for the response. TARGET is a capability name, an address or an agent id.\n" +
 			"DATA is JSON, @FILE or - for standard input; without it the request is {}. --timeout is the deadline\n" +
 			"(default 2m). at-least-once and exactly-once requests are on disk before they are sent and survive a restart of\n" +
-			"either side; asked again with the same --key, a request is answered as the first time.\n\n" +
+			"either side; asked again with the same --key, a request is answered as the first time. If who is called is away, they\n" +
+			"wait in its mailbox. With --through the request goes over relays of which each knows its neighbours only.\n\n" +
 			"A response that comes in parts is one array of them. With --stream each part is printed when it comes, on one\n" +
 			"line; with --json as {\"part\": …}, and the last line says how the call went. The deadline is for all of it.",
 		Example: `  openmesh call finance/fx-pricing '{"pair":"EURUSD"}'
   openmesh call 0:A91F.0000.7C2E @request.json --capability finance/fx-pricing --timeout 30s
   openmesh call shop/order @order.json --qos exactly-once --key order-17
   openmesh call text/write '{"about":"rain"}' --stream --timeout 10m
+  openmesh call finance/fx-pricing '{"pair":"EURUSD"}' --through 0:11B0.93C4.0001,0:52AA.0110.93FF
   jq -n '{pair:"EURUSD"}' | openmesh call finance/fx-pricing - --json | jq .response`,
 		ValidArgsFunction: p.completeCapability,
 	}
@@ -68,6 +70,7 @@ func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
 	flags.StringSliceVar(&req.Within, "within", nil, "jurisdictions that the path must stay within")
 	flags.StringSliceVar(&req.AvoidDomains, "avoid-domain", nil, "organisations that the path must avoid")
 	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that agent and hops must have, 0 to 1")
+	flags.StringArrayVar(&req.Through, "through", nil, "only over these forwarding relays, first hop first: `RELAY,RELAY,…`, each an address or agent id (repeatable: the next if one fails)")
 	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
 	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
 	flags.StringVar(&req.Contract, "contract", "", "market contract that the call is made under")
@@ -172,7 +175,7 @@ type answerPath struct {
 }
 
 func (p *program) call(req *openmeshv1.CallRequest) func(*cobra.Command, []string) error {
-	return p.ask(noLimit, func(ctx context.Context, d *api.Client, _ []string) error {
+	return p.ask(ownLimit, func(ctx context.Context, d *api.Client, _ []string) error {
 		res, err := d.Session.Call(ctx, req)
 		if err != nil {
 			return err

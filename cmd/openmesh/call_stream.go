@@ -35,7 +35,7 @@ func answerOf(res *openmeshv1.CallResponse, response []byte) answer {
 
 // callStream prints each part of the response as it comes.
 func (p *program) callStream(req *openmeshv1.CallRequest) func(*cobra.Command, []string) error {
-	return p.ask(noLimit, func(ctx context.Context, d *api.Client, _ []string) error {
+	return p.ask(ownLimit, func(ctx context.Context, d *api.Client, _ []string) error {
 		stream, err := d.Session.CallStream(ctx, req)
 		if err != nil {
 			return err

@@ -19,7 +19,8 @@ import (
 const (
 	timeToLook  = 10 * time.Second
 	timeToReach = 60 * time.Second
-	noLimit     = 0 // for commands that stream
+	noLimit     = 0  // for commands that stream
+	ownLimit    = -1 // for commands that bound their time themselves
 )
 
 // asking is the body of a command that speaks to the daemon.
@@ -34,8 +35,8 @@ func (p *program) ask(limit time.Duration, do asking) func(*cobra.Command, []str
 			return err
 		}
 		defer d.Close()
-		ctx := cmd.Context()
-		if limit := cmp.Or(p.timeout, limit); limit != noLimit {
+		ctx, own := cmd.Context(), limit == ownLimit
+		if limit := cmp.Or(p.timeout, limit); limit != noLimit && !own {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()

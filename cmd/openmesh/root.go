@@ -41,7 +41,7 @@ type group struct {
 func commands() []group {
 	return []group{
 		{"Daemon:", []func(*program) *cobra.Command{newInit, newRun, newDoctor, newDemo, newDemoHandler}},
-		{"Look around:", []func(*program) *cobra.Command{newID, newStatus, newPeers, newPing, newConnect, newVersion}},
+		{"Look around:", []func(*program) *cobra.Command{newID, newStatus, newPeers, newRelays, newPing, newConnect, newVersion}},
 		{"Work:", []func(*program) *cobra.Command{newCapability, newDiscover, newResolve, newCall, newSession, newSchema}},
 		{"Identity and settings:", []func(*program) *cobra.Command{newKey, newConfig}},
 		{"Measure:", []func(*program) *cobra.Command{newBench}},

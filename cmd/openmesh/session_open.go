@@ -25,7 +25,8 @@ func newSessionOpen(p *program) *cobra.Command {
 		Long: "Set a session up, on terms that the other side may tighten. TARGET is a capability name, an address or an\n" +
 			"agent id; more than one make a multicast session, which sends to all of them. Terms that are not given are\n" +
 			"this node's own. With --via TARGET is an agent id. at-least-once and exactly-once sessions are persistent: they survive a restart of either\n" +
-			"side, with all that was accepted and not delivered yet.",
+			"side, with all that was accepted and not delivered yet. One to an agent that is away is offered by mail, and\n" +
+			"takes messages at once.",
 		Example: "  openmesh session open 0:A91F.0000.7C2E --qos at-least-once --ordered\n" +
 			"  openmesh session open finance/fx-pricing --qos exactly-once --ttl 24h --json | jq -r .session\n" +
 			"  openmesh session open 0:A91F.0000.7C2E 0:11B0.93C4.0001 --qos at-least-once\n" +
@@ -64,6 +65,7 @@ func openFlags(cmd *cobra.Command, req *openmeshv1.OpenSessionRequest, times *se
 	f.Uint32Var(&req.ByteRate, "byte-rate", 0, "bytes per second and direction")
 	f.StringVar(&req.Transport, "transport", "", "only this transport: "+strings.Join(transports, ", "))
 	f.StringVar(&req.Via, "via", "", "where to reach TARGET, if the directory does not say: a multiaddr, or the https URL of a gRPC listener")
+	f.StringArrayVar(&req.Through, "through", nil, "only over these forwarding relays, first hop first: `RELAY,RELAY,…`, each an address or agent id (repeatable: the next if one fails)")
 	fixed(cmd, "qos", qosModes)
 	fixed(cmd, "transport", transports)
 }

@@ -39,17 +39,35 @@ func printStatus(g *page, s *openmeshv1.StatusResponse) {
 		"roles", strings.Join(s.Roles, ", "),
 		"version", s.Version,
 		"uptime", rough(time.Duration(s.UptimeS*float64(time.Second))),
-		"reachability", s.Reachability,
+		"reachability", reachability(s),
 		"peers", fmt.Sprint(s.Peers),
 		"sessions", sessionCounts(s.Sessions),
 		"directory", directory,
 		"relay usage", number(s.RelayUsagePct, 1)+" %",
 		"tunnel failures", number(s.TunnelFailureRate, 1)+" %",
 	)
+	for _, help := range s.Standing.GetHelp() {
+		g.fields("better", help)
+	}
 	for _, a := range s.Alerts {
 		g.fields("alert", fmt.Sprintf("%s is %s, over %s, since %s",
 			a.Name, number(a.Value, 2), number(a.Threshold, 2), g.when(a.Since, time.Now())))
 	}
+}
+
+// reachability says where the node stands, in words.
+func reachability(s *openmeshv1.StatusResponse) string {
+	words := s.Reachability
+	if nat := s.Standing.GetNat(); nat != "" {
+		words += " (" + nat + ")"
+	}
+	switch relays := len(s.Standing.GetRelays()); {
+	case relays == 1:
+		words += ", reached through 1 relay"
+	case relays > 1:
+		words += fmt.Sprintf(", reached through %d relays", relays)
+	}
+	return words
 }
 
 func sessionCounts(states map[string]uint32) string {

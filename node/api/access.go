@@ -19,7 +19,7 @@ func (c class) String() string { return [...]string{"unknown", "read", "write", 
 // cannot be reached until someone has thought about its class.
 func access(procedure string) (class, bool) {
 	switch procedure {
-	case rpc.NodeIdProcedure, rpc.NodeStatusProcedure, rpc.NodePeersProcedure, rpc.NodeDoctorProcedure,
+	case rpc.NodeIdProcedure, rpc.NodeStatusProcedure, rpc.NodePeersProcedure, rpc.NodeRelaysProcedure, rpc.NodeDoctorProcedure,
 		rpc.DirectoryListCapabilitiesProcedure, rpc.DirectoryDiscoverProcedure, rpc.DirectoryResolveProcedure,
 		rpc.SessionListProcedure, rpc.SessionShowProcedure, rpc.SessionWatchProcedure, rpc.SessionOutcomeProcedure,
 		rpc.KeyStatusProcedure:

@@ -131,19 +131,31 @@ type Policy struct {
 	MaxRuleCost      int // CEL cost units of one evaluation
 }
 
-// Relay are the quotas of a node with the role relay.
+// Relay is what a node with the role relay does, and its quotas; 0 is no limit
+// where a field says so.
 type Relay struct {
+	Services           []string // of "circuit", "forward" and "mailbox"
 	MaxReservations    int
 	MaxCircuitsPerPeer int
 	MaxCircuits        int
-	MaxHops            int // of a forwarded path
+	ByteRate           int // of all circuits and forwarded paths, a second; 0: no limit
+	ByteRatePerPeer    int // 0: no limit
+	DailyBytesPerPeer  int // of circuits; 0: no limit
+	IdleTimeout        time.Duration
+	MaxForwards        int // forwarded paths
+	MaxForwardsPerPeer int
+	MaxHops            int // relays on a forwarded path of this agent's own
 }
 
-// Mailbox are the quotas of a relay's mailbox, for each recipient.
+// Mailbox is about messages for agents that are away: at how many relays this agent
+// has a mailbox, and what a relay keeps for each recipient.
 type Mailbox struct {
-	MaxMessages int
-	MaxBytes    int
-	TTL         time.Duration
+	Replicas      int
+	MaxMessages   int
+	MaxBytes      int
+	TTL           time.Duration
+	MaxRecipients int
+	MaxTotalBytes int
 }
 
 // Market is about negotiations.

@@ -106,10 +106,10 @@ func TestSpecFile(t *testing.T) {
 func TestUnbuiltOnlyIfNeeded(t *testing.T) {
 	t.Parallel()
 	c := load(t, "identity: {vault_integration: none}\nsession: {qos: at-most-once, persistent: false}\n"+
-		"storage: {url: \"\"}\npolicy: {manifests: []}\nmailbox: {ttl: 7d}\n", nil, nil)
+		"storage: {url: \"\"}\npolicy: {manifests: []}\nmarket: {proposal_ttl: 2h}\n", nil, nil)
 	got := c.Unbuilt()
-	if len(got) != 1 || !strings.HasPrefix(got[0], "mailbox.ttl (") || !strings.Contains(got[0], "config.yaml:5:16) has no effect yet: ") {
-		t.Errorf("Unbuilt() = %q, want one sentence on mailbox.ttl in line 5", got)
+	if len(got) != 1 || !strings.HasPrefix(got[0], "market.proposal_ttl (") || !strings.Contains(got[0], "config.yaml:5:24) has no effect yet: ") {
+		t.Errorf("Unbuilt() = %q, want one sentence on market.proposal_ttl in line 5", got)
 	}
 }
 

@@ -20,22 +20,31 @@ func (c *Config) policyKeys() []Key {
 func (c *Config) relayKeys() []Key {
 	r := &c.Relay
 	return []Key{
-		key("relay.max_reservations", &r.MaxReservations, form.Integer(0, 65536), "1024", "Peers that hold a slot."),
-		key("relay.max_circuits_per_peer", &r.MaxCircuitsPerPeer, form.Integer(0, 65536), "16", "Open circuits of one peer."),
-		key("relay.max_circuits", &r.MaxCircuits, form.Integer(0, 65536), "1024", "Open circuits of all peers.").
-			unbuilt("1024", "only the circuits of one peer are bounded"),
-		key("relay.max_hops", &r.MaxHops, form.Integer(1, 4), "4", "Relays on a forwarded path.").
-			unbuilt("", "a path has at most one relay"),
+		key("relay.services", &r.Services, form.List(form.OneOf("circuit", "forward", "mailbox"), 1), "circuit,forward,mailbox",
+			"What it does for others: circuits to agents that cannot be reached, forwarded paths, mailboxes."),
+		key("relay.max_reservations", &r.MaxReservations, form.Integer(1, 65536), "1024", "Peers that hold a slot."),
+		key("relay.max_circuits_per_peer", &r.MaxCircuitsPerPeer, form.Integer(1, 65536), "16", "Open circuits of one peer."),
+		key("relay.max_circuits", &r.MaxCircuits, form.Integer(1, 65536), "1024", "Open circuits of all peers."),
+		key("relay.byte_rate", &r.ByteRate, form.Size(0, form.GiB), "0", "Bytes a second through this relay; 0 is no limit. It is shared equally among those who use it."),
+		key("relay.byte_rate_per_peer", &r.ByteRatePerPeer, form.Size(0, form.GiB), "0", "Bytes a second of one peer, both directions; 0 is no limit."),
+		key("relay.daily_bytes_per_peer", &r.DailyBytesPerPeer, form.Size(0, 1024*form.GiB), "0",
+			"Bytes in 24 hours over circuits of one peer; beyond it they are closed. 0 is no limit."),
+		key("relay.idle_timeout", &r.IdleTimeout, form.Duration(10*time.Second, 24*time.Hour), "5m", "A circuit or forwarded path that carries nothing for so long is closed."),
+		key("relay.max_forwards", &r.MaxForwards, form.Integer(1, 65536), "1024", "Forwarded paths through this relay."),
+		key("relay.max_forwards_per_peer", &r.MaxForwardsPerPeer, form.Integer(1, 65536), "16", "Forwarded paths of one neighbour."),
+		key("relay.max_hops", &r.MaxHops, form.Integer(1, 4), "4", "Relays on a forwarded path of this agent's own."),
 	}
 }
 
 func (c *Config) mailboxKeys() []Key {
-	const none = "messages for agents that are offline are not kept"
 	m := &c.Mailbox
 	return []Key{
-		key("mailbox.max_messages", &m.MaxMessages, form.Integer(0, 1000000), "1000", "Messages kept.").unbuilt("", none),
-		key("mailbox.max_bytes", &m.MaxBytes, form.Size(0, form.GiB), "64MiB", "Size of the messages kept.").unbuilt("", none),
-		key("mailbox.ttl", &m.TTL, form.Duration(time.Minute, 7*form.Day), "7d", "How long a message is kept.").unbuilt("", none),
+		key("mailbox.replicas", &m.Replicas, form.Integer(0, 4), "2", "At how many relays this agent has a mailbox; 0 is none."),
+		key("mailbox.max_messages", &m.MaxMessages, form.Integer(1, 1000000), "1000", "Relay: messages kept for one recipient."),
+		key("mailbox.max_bytes", &m.MaxBytes, form.Size(form.MiB, form.GiB), "64MiB", "Relay: size of the messages kept for one recipient."),
+		key("mailbox.ttl", &m.TTL, form.Duration(time.Minute, 7*form.Day), "7d", "Relay: how long a message is kept."),
+		key("mailbox.max_recipients", &m.MaxRecipients, form.Integer(1, 10000000), "10000", "Relay: agents that may have a mailbox."),
+		key("mailbox.max_total_bytes", &m.MaxTotalBytes, form.Size(form.MiB, 1024*form.GiB), "16GiB", "Relay: size of all messages kept."),
 	}
 }
 

@@ -98,6 +98,7 @@ type Metrics struct {
 	relayUsage prometheus.Gauge
 	partition  prometheus.Gauge
 	alerts     map[string]prometheus.Gauge
+	routes     routes
 }
 
 // totals are what the alerts are computed from, since the node started.
@@ -118,6 +119,7 @@ func NewMetrics(version string) *Metrics {
 	m.makeSessions()
 	m.makeTraffic()
 	m.makeRest()
+	m.makeRoutes()
 	return m
 }
 

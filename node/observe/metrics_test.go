@@ -20,6 +20,8 @@ func used() *Metrics {
 	m := NewMetrics("1.2.3")
 	m.DirectoryLookup("discover", time.Second, nil)
 	m.Handler("http", time.Second, wire.HandlerFailed)
+	m.Letter("deposited", nil)
+	m.MailboxRefused(wire.NotFound)
 	return m
 }
 
@@ -46,13 +48,22 @@ func TestMetricNames(t *testing.T) {
 		"openmesh_directory_lookup_seconds":     "histogram",
 		"openmesh_directory_partitioned":        "gauge",
 		"openmesh_handler_seconds":              "histogram",
+		"openmesh_hole_punches_total":           "counter",
 		"openmesh_key_expiry_timestamp_seconds": "gauge",
 		"openmesh_log_dropped_total":            "counter",
+		"openmesh_mailbox_events_total":         "counter",
+		"openmesh_mailbox_held":                 "gauge",
+		"openmesh_mailbox_held_bytes":           "gauge",
+		"openmesh_mailbox_letters_total":        "counter",
+		"openmesh_mailbox_refused_total":        "counter",
 		"openmesh_messages_total":               "counter",
 		"openmesh_policy_decisions_total":       "counter",
+		"openmesh_relay_bytes_total":            "counter",
+		"openmesh_relay_in_use":                 "gauge",
 		"openmesh_relay_usage_ratio":            "gauge",
 		"openmesh_schema_warnings_total":        "counter",
 		"openmesh_session_setup_seconds":        "histogram",
+		"openmesh_session_paths":                "gauge",
 		"openmesh_sessions":                     "gauge",
 		"openmesh_tunnel_failures_total":        "counter",
 		"go_goroutines":                         "gauge",

@@ -16,11 +16,15 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"openmesh/node/store"
+	"openmesh/node/store/letters"
 	"openmesh/node/store/storetest"
+	"openmesh/protocols/mailbox"
+	"openmesh/protocols/mailbox/mailboxtest"
 	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/wire"
 )
@@ -46,6 +50,7 @@ func TestPostgres(t *testing.T) {
 		testNewer(t, "pgx", server.database(t, "newer"), store.Config{URL: server.database(t, "newer"), Owner: "newer"})
 	})
 	t.Run("explained", func(t *testing.T) { testPostgresErrors(t, server.url) })
+	t.Run("mailboxes", func(t *testing.T) { testMailboxes(t, server) })
 	t.Run("lost", func(t *testing.T) { testLost(t, server) })
 }
 
@@ -53,6 +58,21 @@ func TestPostgres(t *testing.T) {
 type server struct {
 	url string
 	ctl func(args ...string) // nil: not of this test
+}
+
+// Each test has a database, which as many relays share as it opens stores.
+func testMailboxes(t *testing.T, server server) {
+	var databases, relays atomic.Int32
+	t.Run("contract", func(t *testing.T) {
+		mailboxtest.Run(t, func(t *testing.T) func(*testing.T) mailbox.Store {
+			url := server.database(t, fmt.Sprint("mailboxes", databases.Add(1)))
+			return func(t *testing.T) mailbox.Store {
+				s := open(t, store.Config{URL: url, Owner: fmt.Sprint("relay ", relays.Add(1))})
+				t.Cleanup(func() { s.Close() })
+				return letters.New(s)
+			}
+		})
+	})
 }
 
 // newServer finds a server or starts one, which ends with the test.

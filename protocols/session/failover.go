@@ -109,6 +109,9 @@ const (
 // second would be tried when the first is given up.
 func (s *Session) reconnect() {
 	since := time.Now()
+	if s.persistent() {
+		defer time.AfterFunc(mailAfter, func() { s.owner.start(s.turnToMail) }).Stop()
+	}
 	wait := time.Duration(0)
 	if !s.isInitiator() && s.stateNow() == Migrating {
 		wait = min(max(s.terms.Load().Keepalive/4, time.Second), 2*time.Second)
@@ -122,6 +125,7 @@ func (s *Session) reconnect() {
 			return
 		}
 		s.astray.Store(true)
+		s.trouble.Store(&err)
 		s.log("channel not opened", zap.Error(err))
 		switch code := wire.CodeOf(err); {
 		case s.stateNow().Done():
@@ -137,9 +141,6 @@ func (s *Session) reconnect() {
 			return
 		case s.persistent() && s.resting() && !s.offered.Load() && !s.owes() && !(s.eager && time.Since(since) < s.patience()):
 			return // nobody needs it now
-		}
-		if s.persistent() && time.Since(since) >= mailAfter {
-			s.turnToMail()
 		}
 		wait = min(max(2*wait, firstWait), maxWait)
 		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
@@ -249,6 +250,7 @@ func (s *Session) rebound(ch *channel, plain []byte) error {
 
 // back ends a migration: the session has a channel that works.
 func (s *Session) back() {
+	s.trouble.Store(nil)
 	if s.turnFromMail() {
 		s.resumeDelivery(time.Now())
 	}

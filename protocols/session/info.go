@@ -119,6 +119,7 @@ type Stats struct {
 	Failed         uint64            // requests answered with an error
 	Refused        uint64            // requests not taken
 	Channels       int               // open now
+	Paths          map[string]int    // sessions with a channel, by kind of path
 }
 
 // stats counts without locks or look-ups, for it is on the path of every frame.
@@ -155,5 +156,11 @@ func (e *Endpoint) Stats() Stats {
 		c := e.stats.by(kind)
 		st.Sent[kind], st.Received[kind] = c.out.Load(), c.in.Load()
 	}
+	st.Paths = make(map[string]int)
+	e.each(func(s *Session) {
+		if s.link.current.Load() != nil {
+			st.Paths[s.path.Load().Kind]++
+		}
+	})
 	return st
 }

@@ -37,8 +37,9 @@ type Route struct {
 	Transports []signal.Transport // as the peer offered them, best first
 
 	// Through, if not empty, are chains of forwarding relays, best first: only over one
-	// of these is the host to be reached.
+	// of these is the host to be reached. Then Target is its certificate.
 	Through []Chain
+	Target  *identity.Certificate
 }
 
 // Chain is the relays of a forwarded path, first hop first. It does not name the

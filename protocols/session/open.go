@@ -145,11 +145,16 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 	return s, nil
 }
 
+// forwardedKeepalive is how often, at least, a forwarded path is probed: a relay that
+// dies on it without a word is noticed by nobody else.
+const forwardedKeepalive = 5 * time.Second
+
 // agree does the signaling with an agent; proven says that what came back is known
 // to be from the host that was asked.
 func (e *Endpoint) agree(ctx context.Context, t Target, terms signal.Terms) (est *signal.Established, confirm []byte, proven bool, err error) {
 	if t.Route.Through != nil {
 		terms.Transports = nil // the other side learns no address of this one
+		terms.Contract.Keepalive = min(terms.Contract.Keepalive, forwardedKeepalive)
 	}
 	exchange := func(ctx context.Context, offer []byte) (reply []byte, err error) {
 		reply, proven, err = e.cfg.Network.Signal(ctx, t.Route, offer)

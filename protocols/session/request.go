@@ -136,6 +136,9 @@ func (s *Session) giveUp(ctx context.Context, id uint64) error {
 }
 
 func (s *Session) late() error {
+	if err := s.trouble.Load(); err != nil {
+		return wire.Errorf(wire.DeadlineExceeded, "no way to %s within the deadline: %w", s.Peer().Agent, *err)
+	}
 	return wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", s.Peer().Agent).
 		WithHint("the agent may still be working; a longer --timeout waits for it")
 }

@@ -225,7 +225,9 @@ const (
 // for the next attempt.
 func (e *Endpoint) locate(s *Session) Route {
 	r := e.place(s)
-	r.Through = s.through
+	if r.Through = s.through; r.Through != nil {
+		r.Target = s.Peer()
+	}
 	return r
 }
 

@@ -72,17 +72,18 @@ type Session struct {
 	calls      calls
 	inbox      arrivals
 	counters   counters
-	answering  atomic.Int32 // answers being written
-	answers    atomic.Int64 // and the bytes of their bodies
-	blocked    atomic.Bool  // the outbox waits for room
-	quick      atomic.Bool  // the last request was answered at once
-	connecting atomic.Bool  // somebody is opening a channel, for there is none
-	probing    atomic.Bool  // somebody looks for a better one
-	resuming   atomic.Int64 // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
-	astray     atomic.Bool  // the peer was not where it was last
-	away       atomic.Bool  // the peer cannot be reached: what there is to say goes by mail
-	offered    atomic.Bool  // the peer was away when this side offered the session, and has not agreed yet
-	lettered   atomic.Bool  // the peer has written letters since it was here last
+	answering  atomic.Int32          // answers being written
+	answers    atomic.Int64          // and the bytes of their bodies
+	blocked    atomic.Bool           // the outbox waits for room
+	quick      atomic.Bool           // the last request was answered at once
+	connecting atomic.Bool           // somebody is opening a channel, for there is none
+	probing    atomic.Bool           // somebody looks for a better one
+	resuming   atomic.Int64          // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
+	astray     atomic.Bool           // the peer was not where it was last
+	away       atomic.Bool           // the peer cannot be reached: what there is to say goes by mail
+	offered    atomic.Bool           // the peer was away when this side offered the session, and has not agreed yet
+	lettered   atomic.Bool           // the peer has written letters since it was here last
+	trouble    atomic.Pointer[error] // why the session has no channel
 	letters    letters
 	ways       atomic.Pointer[[]string] // transports to consider moving to
 	restored   bool                     // it was there before the restart

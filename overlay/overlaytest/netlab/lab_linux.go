@@ -95,7 +95,8 @@ func sweep() {
 // Dir is a folder for the lab's files. It ends with the lab.
 func (l *Lab) Dir() string { return l.dir }
 
-// Link is what lies between any two public addresses: delay, jitter and loss.
+// Link is what lies between any two public addresses: delay, jitter and loss. A
+// LAN has none.
 type Link = cloud.Link
 
 // Cloud has packets between public addresses pass a link; by itself a lab has no

@@ -218,11 +218,13 @@ type StatusResponse struct {
 	TunnelFailureRate float64          `protobuf:"fixed64,9,opt,name=tunnel_failure_rate,json=tunnelFailureRate,proto3" json:"tunnel_failure_rate,omitempty"`
 	Directory         *DirectoryStatus `protobuf:"bytes,10,opt,name=directory,proto3" json:"directory,omitempty"`
 	// Thresholds that are exceeded now.
-	Alerts        []*Alert `protobuf:"bytes,11,rep,name=alerts,proto3" json:"alerts,omitempty"`
-	Name          string   `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
-	Peer          string   `protobuf:"bytes,13,opt,name=peer,proto3" json:"peer,omitempty"`
-	Roles         []string `protobuf:"bytes,14,rep,name=roles,proto3" json:"roles,omitempty"`
-	Addrs         []string `protobuf:"bytes,15,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	Alerts []*Alert `protobuf:"bytes,11,rep,name=alerts,proto3" json:"alerts,omitempty"`
+	Name   string   `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`
+	Peer   string   `protobuf:"bytes,13,opt,name=peer,proto3" json:"peer,omitempty"`
+	Roles  []string `protobuf:"bytes,14,rep,name=roles,proto3" json:"roles,omitempty"`
+	Addrs  []string `protobuf:"bytes,15,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	// Where the node stands behind NATs and firewalls.
+	Standing      *Standing `protobuf:"bytes,16,opt,name=standing,proto3" json:"standing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -362,6 +364,226 @@ func (x *StatusResponse) GetAddrs() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetStanding() *Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+// Standing is where a node stands behind NATs and firewalls, as others see it.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In words: no NAT, easy NAT, symmetric NAT, …
+	Nat string `protobuf:"bytes,1,opt,name=nat,proto3" json:"nat,omitempty"`
+	// What would make it better, for people.
+	Help []string `protobuf:"bytes,2,rep,name=help,proto3" json:"help,omitempty"`
+	Tcp  *Reach   `protobuf:"bytes,3,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	Udp  *Reach   `protobuf:"bytes,4,opt,name=udp,proto3" json:"udp,omitempty"`
+	// Relays that hold a slot for this node: peer ids.
+	Relays        []string     `protobuf:"bytes,5,rep,name=relays,proto3" json:"relays,omitempty"`
+	HolePunches   *HolePunches `protobuf:"bytes,6,opt,name=hole_punches,json=holePunches,proto3" json:"hole_punches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Standing) GetNat() string {
+	if x != nil {
+		return x.Nat
+	}
+	return ""
+}
+
+func (x *Standing) GetHelp() []string {
+	if x != nil {
+		return x.Help
+	}
+	return nil
+}
+
+func (x *Standing) GetTcp() *Reach {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+func (x *Standing) GetUdp() *Reach {
+	if x != nil {
+		return x.Udp
+	}
+	return nil
+}
+
+func (x *Standing) GetRelays() []string {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+func (x *Standing) GetHolePunches() *HolePunches {
+	if x != nil {
+		return x.HolePunches
+	}
+	return nil
+}
+
+// Reach is how a node is reached by one network.
+type Reach struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses that others confirmed.
+	Reachable []string `protobuf:"bytes,1,rep,name=reachable,proto3" json:"reachable,omitempty"`
+	// As others see this node: host:port.
+	Observed []string `protobuf:"bytes,2,rep,name=observed,proto3" json:"observed,omitempty"`
+	// Nothing gets out.
+	Blocked       bool `protobuf:"varint,3,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reach) Reset() {
+	*x = Reach{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reach) ProtoMessage() {}
+
+func (x *Reach) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reach.ProtoReflect.Descriptor instead.
+func (*Reach) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Reach) GetReachable() []string {
+	if x != nil {
+		return x.Reachable
+	}
+	return nil
+}
+
+func (x *Reach) GetObserved() []string {
+	if x != nil {
+		return x.Observed
+	}
+	return nil
+}
+
+func (x *Reach) GetBlocked() bool {
+	if x != nil {
+		return x.Blocked
+	}
+	return false
+}
+
+// HolePunches counts attempts to replace a relayed connection by a direct one.
+type HolePunches struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attempts      float64                `protobuf:"fixed64,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Successes     float64                `protobuf:"fixed64,2,opt,name=successes,proto3" json:"successes,omitempty"`
+	Failures      float64                `protobuf:"fixed64,3,opt,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HolePunches) Reset() {
+	*x = HolePunches{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HolePunches) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HolePunches) ProtoMessage() {}
+
+func (x *HolePunches) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HolePunches.ProtoReflect.Descriptor instead.
+func (*HolePunches) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HolePunches) GetAttempts() float64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *HolePunches) GetSuccesses() float64 {
+	if x != nil {
+		return x.Successes
+	}
+	return 0
+}
+
+func (x *HolePunches) GetFailures() float64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
 type DirectoryStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Peers in the Kademlia routing table.
@@ -374,7 +596,7 @@ type DirectoryStatus struct {
 
 func (x *DirectoryStatus) Reset() {
 	*x = DirectoryStatus{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[4]
+	mi := &file_openmesh_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +608,7 @@ func (x *DirectoryStatus) String() string {
 func (*DirectoryStatus) ProtoMessage() {}
 
 func (x *DirectoryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[4]
+	mi := &file_openmesh_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +621,7 @@ func (x *DirectoryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryStatus.ProtoReflect.Descriptor instead.
 func (*DirectoryStatus) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DirectoryStatus) GetTableSize() uint32 {
@@ -430,7 +652,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[5]
+	mi := &file_openmesh_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +664,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[5]
+	mi := &file_openmesh_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +677,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Alert) GetName() string {
@@ -494,7 +716,7 @@ type PeersRequest struct {
 
 func (x *PeersRequest) Reset() {
 	*x = PeersRequest{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[6]
+	mi := &file_openmesh_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +728,7 @@ func (x *PeersRequest) String() string {
 func (*PeersRequest) ProtoMessage() {}
 
 func (x *PeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[6]
+	mi := &file_openmesh_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +741,7 @@ func (x *PeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersRequest.ProtoReflect.Descriptor instead.
 func (*PeersRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 type PeersResponse struct {
@@ -531,7 +753,7 @@ type PeersResponse struct {
 
 func (x *PeersResponse) Reset() {
 	*x = PeersResponse{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[7]
+	mi := &file_openmesh_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +765,7 @@ func (x *PeersResponse) String() string {
 func (*PeersResponse) ProtoMessage() {}
 
 func (x *PeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[7]
+	mi := &file_openmesh_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +778,7 @@ func (x *PeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeersResponse.ProtoReflect.Descriptor instead.
 func (*PeersResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PeersResponse) GetPeers() []*Peer {
@@ -586,7 +808,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[8]
+	mi := &file_openmesh_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +820,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[8]
+	mi := &file_openmesh_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +833,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Peer) GetPeer() string {
@@ -684,7 +906,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[9]
+	mi := &file_openmesh_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +918,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[9]
+	mi := &file_openmesh_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +931,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PingRequest) GetTarget() string {
@@ -746,7 +968,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[10]
+	mi := &file_openmesh_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +980,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[10]
+	mi := &file_openmesh_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +993,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PingResponse) GetAgent() string {
@@ -819,7 +1041,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[11]
+	mi := &file_openmesh_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +1053,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[11]
+	mi := &file_openmesh_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +1066,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ConnectRequest) GetTarget() string {
@@ -868,7 +1090,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[12]
+	mi := &file_openmesh_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1102,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[12]
+	mi := &file_openmesh_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1115,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConnectResponse) GetPeer() string {
@@ -938,6 +1160,457 @@ func (x *ConnectResponse) GetElapsedMs() float64 {
 	return 0
 }
 
+type RelaysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelaysRequest) Reset() {
+	*x = RelaysRequest{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelaysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelaysRequest) ProtoMessage() {}
+
+func (x *RelaysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelaysRequest.ProtoReflect.Descriptor instead.
+func (*RelaysRequest) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+type RelaysResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Relays []*Relay               `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
+	// What this node carries, if it is a relay.
+	Usage         *RelayUsage `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelaysResponse) Reset() {
+	*x = RelaysResponse{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelaysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelaysResponse) ProtoMessage() {}
+
+func (x *RelaysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelaysResponse.ProtoReflect.Descriptor instead.
+func (*RelaysResponse) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RelaysResponse) GetRelays() []*Relay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+func (x *RelaysResponse) GetUsage() *RelayUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// Relay is a relay that this node knows.
+type Relay struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Peer    string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Agent   string                 `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
+	Address string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Addrs   []string               `protobuf:"bytes,4,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	// Of circuit, forward and mailbox.
+	Services []string `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
+	// 0 idle to 1 full.
+	Load float64 `protobuf:"fixed64,6,opt,name=load,proto3" json:"load,omitempty"`
+	// 0 while unknown.
+	LatencyMs float64 `protobuf:"fixed64,7,opt,name=latency_ms,json=latencyMs,proto3" json:"latency_ms,omitempty"`
+	// The configuration names it.
+	Configured bool `protobuf:"varint,8,opt,name=configured,proto3" json:"configured,omitempty"`
+	// It holds a slot for this node, by which it is reached.
+	Reserved bool `protobuf:"varint,9,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	// It has a mailbox of this agent.
+	Mailbox       bool `protobuf:"varint,10,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relay) Reset() {
+	*x = Relay{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relay) ProtoMessage() {}
+
+func (x *Relay) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relay.ProtoReflect.Descriptor instead.
+func (*Relay) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Relay) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Relay) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *Relay) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Relay) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+func (x *Relay) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *Relay) GetLoad() float64 {
+	if x != nil {
+		return x.Load
+	}
+	return 0
+}
+
+func (x *Relay) GetLatencyMs() float64 {
+	if x != nil {
+		return x.LatencyMs
+	}
+	return 0
+}
+
+func (x *Relay) GetConfigured() bool {
+	if x != nil {
+		return x.Configured
+	}
+	return false
+}
+
+func (x *Relay) GetReserved() bool {
+	if x != nil {
+		return x.Reserved
+	}
+	return false
+}
+
+func (x *Relay) GetMailbox() bool {
+	if x != nil {
+		return x.Mailbox
+	}
+	return false
+}
+
+// RelayUsage is what a relay does for others, since it started.
+type RelayUsage struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Reservations uint32                 `protobuf:"varint,1,opt,name=reservations,proto3" json:"reservations,omitempty"`
+	// Open now.
+	Circuits     uint32  `protobuf:"varint,2,opt,name=circuits,proto3" json:"circuits,omitempty"`
+	Forwards     uint32  `protobuf:"varint,3,opt,name=forwards,proto3" json:"forwards,omitempty"`
+	CircuitBytes float64 `protobuf:"fixed64,4,opt,name=circuit_bytes,json=circuitBytes,proto3" json:"circuit_bytes,omitempty"`
+	ForwardBytes float64 `protobuf:"fixed64,5,opt,name=forward_bytes,json=forwardBytes,proto3" json:"forward_bytes,omitempty"`
+	Mailboxes    uint32  `protobuf:"varint,6,opt,name=mailboxes,proto3" json:"mailboxes,omitempty"`
+	Letters      uint32  `protobuf:"varint,7,opt,name=letters,proto3" json:"letters,omitempty"`
+	LetterBytes  float64 `protobuf:"fixed64,8,opt,name=letter_bytes,json=letterBytes,proto3" json:"letter_bytes,omitempty"`
+	// Requests refused, by reason.
+	Refusals map[string]uint32 `protobuf:"bytes,9,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Those with the most bytes, most first.
+	Clients       []*RelayClient `protobuf:"bytes,10,rep,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayUsage) Reset() {
+	*x = RelayUsage{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayUsage) ProtoMessage() {}
+
+func (x *RelayUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayUsage.ProtoReflect.Descriptor instead.
+func (*RelayUsage) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RelayUsage) GetReservations() uint32 {
+	if x != nil {
+		return x.Reservations
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetCircuits() uint32 {
+	if x != nil {
+		return x.Circuits
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetForwards() uint32 {
+	if x != nil {
+		return x.Forwards
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetCircuitBytes() float64 {
+	if x != nil {
+		return x.CircuitBytes
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetForwardBytes() float64 {
+	if x != nil {
+		return x.ForwardBytes
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetMailboxes() uint32 {
+	if x != nil {
+		return x.Mailboxes
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetLetters() uint32 {
+	if x != nil {
+		return x.Letters
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetLetterBytes() float64 {
+	if x != nil {
+		return x.LetterBytes
+	}
+	return 0
+}
+
+func (x *RelayUsage) GetRefusals() map[string]uint32 {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+func (x *RelayUsage) GetClients() []*RelayClient {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// RelayClient is what one peer uses.
+type RelayClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Peer  string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Empty while the peer has not proved an agent identity.
+	Agent   string `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// Until when it holds a slot, RFC 3339.
+	ReservedUntil string            `protobuf:"bytes,4,opt,name=reserved_until,json=reservedUntil,proto3" json:"reserved_until,omitempty"`
+	Circuits      uint32            `protobuf:"varint,5,opt,name=circuits,proto3" json:"circuits,omitempty"`
+	Forwards      uint32            `protobuf:"varint,6,opt,name=forwards,proto3" json:"forwards,omitempty"`
+	Sent          float64           `protobuf:"fixed64,7,opt,name=sent,proto3" json:"sent,omitempty"`
+	Received      float64           `protobuf:"fixed64,8,opt,name=received,proto3" json:"received,omitempty"`
+	ForwardBytes  float64           `protobuf:"fixed64,9,opt,name=forward_bytes,json=forwardBytes,proto3" json:"forward_bytes,omitempty"`
+	Refusals      map[string]uint32 `protobuf:"bytes,10,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayClient) Reset() {
+	*x = RelayClient{}
+	mi := &file_openmesh_v1_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayClient) ProtoMessage() {}
+
+func (x *RelayClient) ProtoReflect() protoreflect.Message {
+	mi := &file_openmesh_v1_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayClient.ProtoReflect.Descriptor instead.
+func (*RelayClient) Descriptor() ([]byte, []int) {
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RelayClient) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *RelayClient) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *RelayClient) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *RelayClient) GetReservedUntil() string {
+	if x != nil {
+		return x.ReservedUntil
+	}
+	return ""
+}
+
+func (x *RelayClient) GetCircuits() uint32 {
+	if x != nil {
+		return x.Circuits
+	}
+	return 0
+}
+
+func (x *RelayClient) GetForwards() uint32 {
+	if x != nil {
+		return x.Forwards
+	}
+	return 0
+}
+
+func (x *RelayClient) GetSent() float64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *RelayClient) GetReceived() float64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *RelayClient) GetForwardBytes() float64 {
+	if x != nil {
+		return x.ForwardBytes
+	}
+	return 0
+}
+
+func (x *RelayClient) GetRefusals() map[string]uint32 {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
 type DoctorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -946,7 +1619,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[13]
+	mi := &file_openmesh_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1631,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[13]
+	mi := &file_openmesh_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1644,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 type DoctorResponse struct {
@@ -985,7 +1658,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[14]
+	mi := &file_openmesh_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1670,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[14]
+	mi := &file_openmesh_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1683,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -1041,7 +1714,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_openmesh_v1_node_proto_msgTypes[15]
+	mi := &file_openmesh_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1726,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_openmesh_v1_node_proto_msgTypes[15]
+	mi := &file_openmesh_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1739,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_openmesh_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Check) GetName() string {
@@ -1114,7 +1787,7 @@ const file_openmesh_v1_node_proto_rawDesc = "" +
 	"\tnot_after\x18\x06 \x01(\tR\bnotAfter\x12\x14\n" +
 	"\x05roles\x18\a \x03(\tR\x05roles\x12\x14\n" +
 	"\x05addrs\x18\b \x03(\tR\x05addrs\"\x0f\n" +
-	"\rStatusRequest\"\xc7\x04\n" +
+	"\rStatusRequest\"\xfa\x04\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
@@ -1131,10 +1804,26 @@ const file_openmesh_v1_node_proto_rawDesc = "" +
 	"\x04name\x18\f \x01(\tR\x04name\x12\x12\n" +
 	"\x04peer\x18\r \x01(\tR\x04peer\x12\x14\n" +
 	"\x05roles\x18\x0e \x03(\tR\x05roles\x12\x14\n" +
-	"\x05addrs\x18\x0f \x03(\tR\x05addrs\x1a;\n" +
+	"\x05addrs\x18\x0f \x03(\tR\x05addrs\x121\n" +
+	"\bstanding\x18\x10 \x01(\v2\x15.openmesh.v1.StandingR\bstanding\x1a;\n" +
 	"\rSessionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"R\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xd1\x01\n" +
+	"\bStanding\x12\x10\n" +
+	"\x03nat\x18\x01 \x01(\tR\x03nat\x12\x12\n" +
+	"\x04help\x18\x02 \x03(\tR\x04help\x12$\n" +
+	"\x03tcp\x18\x03 \x01(\v2\x12.openmesh.v1.ReachR\x03tcp\x12$\n" +
+	"\x03udp\x18\x04 \x01(\v2\x12.openmesh.v1.ReachR\x03udp\x12\x16\n" +
+	"\x06relays\x18\x05 \x03(\tR\x06relays\x12;\n" +
+	"\fhole_punches\x18\x06 \x01(\v2\x18.openmesh.v1.HolePunchesR\vholePunches\"[\n" +
+	"\x05Reach\x12\x1c\n" +
+	"\treachable\x18\x01 \x03(\tR\treachable\x12\x1a\n" +
+	"\bobserved\x18\x02 \x03(\tR\bobserved\x12\x18\n" +
+	"\ablocked\x18\x03 \x01(\bR\ablocked\"c\n" +
+	"\vHolePunches\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\x01R\battempts\x12\x1c\n" +
+	"\tsuccesses\x18\x02 \x01(\x01R\tsuccesses\x12\x1a\n" +
+	"\bfailures\x18\x03 \x01(\x01R\bfailures\"R\n" +
 	"\x0fDirectoryStatus\x12\x1d\n" +
 	"\n" +
 	"table_size\x18\x01 \x01(\rR\ttableSize\x12 \n" +
@@ -1178,6 +1867,56 @@ const file_openmesh_v1_node_proto_rawDesc = "" +
 	"\ttransport\x18\x05 \x01(\tR\ttransport\x12\x1d\n" +
 	"\n" +
 	"elapsed_ms\x18\x06 \x01(\x01R\telapsedMs\"\x0f\n" +
+	"\rRelaysRequest\"k\n" +
+	"\x0eRelaysResponse\x12*\n" +
+	"\x06relays\x18\x01 \x03(\v2\x12.openmesh.v1.RelayR\x06relays\x12-\n" +
+	"\x05usage\x18\x02 \x01(\v2\x17.openmesh.v1.RelayUsageR\x05usage\"\x86\x02\n" +
+	"\x05Relay\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05agent\x18\x02 \x01(\tR\x05agent\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05addrs\x18\x04 \x03(\tR\x05addrs\x12\x1a\n" +
+	"\bservices\x18\x05 \x03(\tR\bservices\x12\x12\n" +
+	"\x04load\x18\x06 \x01(\x01R\x04load\x12\x1d\n" +
+	"\n" +
+	"latency_ms\x18\a \x01(\x01R\tlatencyMs\x12\x1e\n" +
+	"\n" +
+	"configured\x18\b \x01(\bR\n" +
+	"configured\x12\x1a\n" +
+	"\breserved\x18\t \x01(\bR\breserved\x12\x18\n" +
+	"\amailbox\x18\n" +
+	" \x01(\bR\amailbox\"\xc1\x03\n" +
+	"\n" +
+	"RelayUsage\x12\"\n" +
+	"\freservations\x18\x01 \x01(\rR\freservations\x12\x1a\n" +
+	"\bcircuits\x18\x02 \x01(\rR\bcircuits\x12\x1a\n" +
+	"\bforwards\x18\x03 \x01(\rR\bforwards\x12#\n" +
+	"\rcircuit_bytes\x18\x04 \x01(\x01R\fcircuitBytes\x12#\n" +
+	"\rforward_bytes\x18\x05 \x01(\x01R\fforwardBytes\x12\x1c\n" +
+	"\tmailboxes\x18\x06 \x01(\rR\tmailboxes\x12\x18\n" +
+	"\aletters\x18\a \x01(\rR\aletters\x12!\n" +
+	"\fletter_bytes\x18\b \x01(\x01R\vletterBytes\x12A\n" +
+	"\brefusals\x18\t \x03(\v2%.openmesh.v1.RelayUsage.RefusalsEntryR\brefusals\x122\n" +
+	"\aclients\x18\n" +
+	" \x03(\v2\x18.openmesh.v1.RelayClientR\aclients\x1a;\n" +
+	"\rRefusalsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x86\x03\n" +
+	"\vRelayClient\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05agent\x18\x02 \x01(\tR\x05agent\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12%\n" +
+	"\x0ereserved_until\x18\x04 \x01(\tR\rreservedUntil\x12\x1a\n" +
+	"\bcircuits\x18\x05 \x01(\rR\bcircuits\x12\x1a\n" +
+	"\bforwards\x18\x06 \x01(\rR\bforwards\x12\x12\n" +
+	"\x04sent\x18\a \x01(\x01R\x04sent\x12\x1a\n" +
+	"\breceived\x18\b \x01(\x01R\breceived\x12#\n" +
+	"\rforward_bytes\x18\t \x01(\x01R\fforwardBytes\x12B\n" +
+	"\brefusals\x18\n" +
+	" \x03(\v2&.openmesh.v1.RelayClient.RefusalsEntryR\brefusals\x1a;\n" +
+	"\rRefusalsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\x0f\n" +
 	"\rDoctorRequest\"L\n" +
 	"\x0eDoctorResponse\x12*\n" +
 	"\x06checks\x18\x01 \x03(\v2\x12.openmesh.v1.CheckR\x06checks\x12\x0e\n" +
@@ -1186,13 +1925,14 @@ const file_openmesh_v1_node_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\x88\x03\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\xcb\x03\n" +
 	"\x04Node\x125\n" +
 	"\x02Id\x12\x16.openmesh.v1.IdRequest\x1a\x17.openmesh.v1.IdResponse\x12A\n" +
 	"\x06Status\x12\x1a.openmesh.v1.StatusRequest\x1a\x1b.openmesh.v1.StatusResponse\x12>\n" +
 	"\x05Peers\x12\x19.openmesh.v1.PeersRequest\x1a\x1a.openmesh.v1.PeersResponse\x12=\n" +
 	"\x04Ping\x12\x18.openmesh.v1.PingRequest\x1a\x19.openmesh.v1.PingResponse0\x01\x12D\n" +
 	"\aConnect\x12\x1b.openmesh.v1.ConnectRequest\x1a\x1c.openmesh.v1.ConnectResponse\x12A\n" +
+	"\x06Relays\x12\x1a.openmesh.v1.RelaysRequest\x1a\x1b.openmesh.v1.RelaysResponse\x12A\n" +
 	"\x06Doctor\x12\x1a.openmesh.v1.DoctorRequest\x1a\x1b.openmesh.v1.DoctorResponseB*Z(openmesh/node/api/openmesh/v1;openmeshv1b\x06proto3"
 
 var (
@@ -1207,51 +1947,72 @@ func file_openmesh_v1_node_proto_rawDescGZIP() []byte {
 	return file_openmesh_v1_node_proto_rawDescData
 }
 
-var file_openmesh_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_openmesh_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_openmesh_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),       // 0: openmesh.v1.IdRequest
 	(*IdResponse)(nil),      // 1: openmesh.v1.IdResponse
 	(*StatusRequest)(nil),   // 2: openmesh.v1.StatusRequest
 	(*StatusResponse)(nil),  // 3: openmesh.v1.StatusResponse
-	(*DirectoryStatus)(nil), // 4: openmesh.v1.DirectoryStatus
-	(*Alert)(nil),           // 5: openmesh.v1.Alert
-	(*PeersRequest)(nil),    // 6: openmesh.v1.PeersRequest
-	(*PeersResponse)(nil),   // 7: openmesh.v1.PeersResponse
-	(*Peer)(nil),            // 8: openmesh.v1.Peer
-	(*PingRequest)(nil),     // 9: openmesh.v1.PingRequest
-	(*PingResponse)(nil),    // 10: openmesh.v1.PingResponse
-	(*ConnectRequest)(nil),  // 11: openmesh.v1.ConnectRequest
-	(*ConnectResponse)(nil), // 12: openmesh.v1.ConnectResponse
-	(*DoctorRequest)(nil),   // 13: openmesh.v1.DoctorRequest
-	(*DoctorResponse)(nil),  // 14: openmesh.v1.DoctorResponse
-	(*Check)(nil),           // 15: openmesh.v1.Check
-	nil,                     // 16: openmesh.v1.StatusResponse.SessionsEntry
-	(*Path)(nil),            // 17: openmesh.v1.Path
+	(*Standing)(nil),        // 4: openmesh.v1.Standing
+	(*Reach)(nil),           // 5: openmesh.v1.Reach
+	(*HolePunches)(nil),     // 6: openmesh.v1.HolePunches
+	(*DirectoryStatus)(nil), // 7: openmesh.v1.DirectoryStatus
+	(*Alert)(nil),           // 8: openmesh.v1.Alert
+	(*PeersRequest)(nil),    // 9: openmesh.v1.PeersRequest
+	(*PeersResponse)(nil),   // 10: openmesh.v1.PeersResponse
+	(*Peer)(nil),            // 11: openmesh.v1.Peer
+	(*PingRequest)(nil),     // 12: openmesh.v1.PingRequest
+	(*PingResponse)(nil),    // 13: openmesh.v1.PingResponse
+	(*ConnectRequest)(nil),  // 14: openmesh.v1.ConnectRequest
+	(*ConnectResponse)(nil), // 15: openmesh.v1.ConnectResponse
+	(*RelaysRequest)(nil),   // 16: openmesh.v1.RelaysRequest
+	(*RelaysResponse)(nil),  // 17: openmesh.v1.RelaysResponse
+	(*Relay)(nil),           // 18: openmesh.v1.Relay
+	(*RelayUsage)(nil),      // 19: openmesh.v1.RelayUsage
+	(*RelayClient)(nil),     // 20: openmesh.v1.RelayClient
+	(*DoctorRequest)(nil),   // 21: openmesh.v1.DoctorRequest
+	(*DoctorResponse)(nil),  // 22: openmesh.v1.DoctorResponse
+	(*Check)(nil),           // 23: openmesh.v1.Check
+	nil,                     // 24: openmesh.v1.StatusResponse.SessionsEntry
+	nil,                     // 25: openmesh.v1.RelayUsage.RefusalsEntry
+	nil,                     // 26: openmesh.v1.RelayClient.RefusalsEntry
+	(*Path)(nil),            // 27: openmesh.v1.Path
 }
 var file_openmesh_v1_node_proto_depIdxs = []int32{
-	16, // 0: openmesh.v1.StatusResponse.sessions:type_name -> openmesh.v1.StatusResponse.SessionsEntry
-	4,  // 1: openmesh.v1.StatusResponse.directory:type_name -> openmesh.v1.DirectoryStatus
-	5,  // 2: openmesh.v1.StatusResponse.alerts:type_name -> openmesh.v1.Alert
-	8,  // 3: openmesh.v1.PeersResponse.peers:type_name -> openmesh.v1.Peer
-	17, // 4: openmesh.v1.PingResponse.path:type_name -> openmesh.v1.Path
-	15, // 5: openmesh.v1.DoctorResponse.checks:type_name -> openmesh.v1.Check
-	0,  // 6: openmesh.v1.Node.Id:input_type -> openmesh.v1.IdRequest
-	2,  // 7: openmesh.v1.Node.Status:input_type -> openmesh.v1.StatusRequest
-	6,  // 8: openmesh.v1.Node.Peers:input_type -> openmesh.v1.PeersRequest
-	9,  // 9: openmesh.v1.Node.Ping:input_type -> openmesh.v1.PingRequest
-	11, // 10: openmesh.v1.Node.Connect:input_type -> openmesh.v1.ConnectRequest
-	13, // 11: openmesh.v1.Node.Doctor:input_type -> openmesh.v1.DoctorRequest
-	1,  // 12: openmesh.v1.Node.Id:output_type -> openmesh.v1.IdResponse
-	3,  // 13: openmesh.v1.Node.Status:output_type -> openmesh.v1.StatusResponse
-	7,  // 14: openmesh.v1.Node.Peers:output_type -> openmesh.v1.PeersResponse
-	10, // 15: openmesh.v1.Node.Ping:output_type -> openmesh.v1.PingResponse
-	12, // 16: openmesh.v1.Node.Connect:output_type -> openmesh.v1.ConnectResponse
-	14, // 17: openmesh.v1.Node.Doctor:output_type -> openmesh.v1.DoctorResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	24, // 0: openmesh.v1.StatusResponse.sessions:type_name -> openmesh.v1.StatusResponse.SessionsEntry
+	7,  // 1: openmesh.v1.StatusResponse.directory:type_name -> openmesh.v1.DirectoryStatus
+	8,  // 2: openmesh.v1.StatusResponse.alerts:type_name -> openmesh.v1.Alert
+	4,  // 3: openmesh.v1.StatusResponse.standing:type_name -> openmesh.v1.Standing
+	5,  // 4: openmesh.v1.Standing.tcp:type_name -> openmesh.v1.Reach
+	5,  // 5: openmesh.v1.Standing.udp:type_name -> openmesh.v1.Reach
+	6,  // 6: openmesh.v1.Standing.hole_punches:type_name -> openmesh.v1.HolePunches
+	11, // 7: openmesh.v1.PeersResponse.peers:type_name -> openmesh.v1.Peer
+	27, // 8: openmesh.v1.PingResponse.path:type_name -> openmesh.v1.Path
+	18, // 9: openmesh.v1.RelaysResponse.relays:type_name -> openmesh.v1.Relay
+	19, // 10: openmesh.v1.RelaysResponse.usage:type_name -> openmesh.v1.RelayUsage
+	25, // 11: openmesh.v1.RelayUsage.refusals:type_name -> openmesh.v1.RelayUsage.RefusalsEntry
+	20, // 12: openmesh.v1.RelayUsage.clients:type_name -> openmesh.v1.RelayClient
+	26, // 13: openmesh.v1.RelayClient.refusals:type_name -> openmesh.v1.RelayClient.RefusalsEntry
+	23, // 14: openmesh.v1.DoctorResponse.checks:type_name -> openmesh.v1.Check
+	0,  // 15: openmesh.v1.Node.Id:input_type -> openmesh.v1.IdRequest
+	2,  // 16: openmesh.v1.Node.Status:input_type -> openmesh.v1.StatusRequest
+	9,  // 17: openmesh.v1.Node.Peers:input_type -> openmesh.v1.PeersRequest
+	12, // 18: openmesh.v1.Node.Ping:input_type -> openmesh.v1.PingRequest
+	14, // 19: openmesh.v1.Node.Connect:input_type -> openmesh.v1.ConnectRequest
+	16, // 20: openmesh.v1.Node.Relays:input_type -> openmesh.v1.RelaysRequest
+	21, // 21: openmesh.v1.Node.Doctor:input_type -> openmesh.v1.DoctorRequest
+	1,  // 22: openmesh.v1.Node.Id:output_type -> openmesh.v1.IdResponse
+	3,  // 23: openmesh.v1.Node.Status:output_type -> openmesh.v1.StatusResponse
+	10, // 24: openmesh.v1.Node.Peers:output_type -> openmesh.v1.PeersResponse
+	13, // 25: openmesh.v1.Node.Ping:output_type -> openmesh.v1.PingResponse
+	15, // 26: openmesh.v1.Node.Connect:output_type -> openmesh.v1.ConnectResponse
+	17, // 27: openmesh.v1.Node.Relays:output_type -> openmesh.v1.RelaysResponse
+	22, // 28: openmesh.v1.Node.Doctor:output_type -> openmesh.v1.DoctorResponse
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_openmesh_v1_node_proto_init() }
@@ -1266,7 +2027,7 @@ func file_openmesh_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_openmesh_v1_node_proto_rawDesc), len(file_openmesh_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

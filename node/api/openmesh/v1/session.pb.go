@@ -53,7 +53,10 @@ type CallRequest struct {
 	// Number of disjoint paths.
 	Multipath uint32 `protobuf:"varint,13,opt,name=multipath,proto3" json:"multipath,omitempty"`
 	// Market contract under which the call is made.
-	Contract      string `protobuf:"bytes,14,opt,name=contract,proto3" json:"contract,omitempty"`
+	Contract string `protobuf:"bytes,14,opt,name=contract,proto3" json:"contract,omitempty"`
+	// Forwarded paths to go over, best first: each the relays of one, first hop first,
+	// separated by commas, as addresses or agent ids. Then no other way is taken.
+	Through       []string `protobuf:"bytes,15,rep,name=through,proto3" json:"through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -195,6 +198,13 @@ func (x *CallRequest) GetContract() string {
 		return x.Contract
 	}
 	return ""
+}
+
+func (x *CallRequest) GetThrough() []string {
+	if x != nil {
+		return x.Through
+	}
+	return nil
 }
 
 type isCallRequest_Body interface {
@@ -519,7 +529,9 @@ type OpenSessionRequest struct {
 	Transport string `protobuf:"bytes,13,opt,name=transport,proto3" json:"transport,omitempty"`
 	// Where to reach the target, if the directory does not say: a multiaddr, or an
 	// https URL of a gRPC listener.
-	Via           string `protobuf:"bytes,14,opt,name=via,proto3" json:"via,omitempty"`
+	Via string `protobuf:"bytes,14,opt,name=via,proto3" json:"via,omitempty"`
+	// As in CallRequest.
+	Through       []string `protobuf:"bytes,15,rep,name=through,proto3" json:"through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -650,6 +662,13 @@ func (x *OpenSessionRequest) GetVia() string {
 		return x.Via
 	}
 	return ""
+}
+
+func (x *OpenSessionRequest) GetThrough() []string {
+	if x != nil {
+		return x.Through
+	}
+	return nil
 }
 
 type SendRequest struct {
@@ -2778,7 +2797,7 @@ var File_openmesh_v1_session_proto protoreflect.FileDescriptor
 
 const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x19openmesh/v1/session.proto\x12\vopenmesh.v1\x1a\x18openmesh/v1/common.proto\"\x9f\x03\n" +
+	"\x19openmesh/v1/session.proto\x12\vopenmesh.v1\x1a\x18openmesh/v1/common.proto\"\xb9\x03\n" +
 	"\vCallRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x1e\n" +
 	"\n" +
@@ -2797,7 +2816,8 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\ravoid_domains\x18\v \x03(\tR\favoidDomains\x12\x14\n" +
 	"\x05class\x18\f \x01(\tR\x05class\x12\x1c\n" +
 	"\tmultipath\x18\r \x01(\rR\tmultipath\x12\x1a\n" +
-	"\bcontract\x18\x0e \x01(\tR\bcontractB\x06\n" +
+	"\bcontract\x18\x0e \x01(\tR\bcontract\x12\x18\n" +
+	"\athrough\x18\x0f \x03(\tR\athroughB\x06\n" +
 	"\x04body\"\x8e\x03\n" +
 	"\fCallResponse\x12\x14\n" +
 	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x1c\n" +
@@ -2823,7 +2843,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x1c\n" +
 	"\bprotobuf\x18\x02 \x01(\fH\x00R\bprotobuf\x121\n" +
 	"\x05final\x18\x03 \x01(\v2\x19.openmesh.v1.CallResponseH\x00R\x05finalB\x06\n" +
-	"\x04part\"\xc3\x03\n" +
+	"\x04part\"\xdd\x03\n" +
 	"\x12OpenSessionRequest\x12\x18\n" +
 	"\atargets\x18\x01 \x03(\tR\atargets\x12\x10\n" +
 	"\x03qos\x18\x02 \x01(\tR\x03qos\x12\x18\n" +
@@ -2842,7 +2862,8 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\fmessage_rate\x18\v \x01(\rR\vmessageRate\x12\x1b\n" +
 	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\x12\x1c\n" +
 	"\ttransport\x18\r \x01(\tR\ttransport\x12\x10\n" +
-	"\x03via\x18\x0e \x01(\tR\x03via\"\xf7\x01\n" +
+	"\x03via\x18\x0e \x01(\tR\x03via\x12\x18\n" +
+	"\athrough\x18\x0f \x03(\tR\athrough\"\xf7\x01\n" +
 	"\vSendRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x04json\x18\x02 \x01(\tH\x00R\x04json\x12\x1c\n" +

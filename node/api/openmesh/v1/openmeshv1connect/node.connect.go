@@ -43,6 +43,8 @@ const (
 	NodePingProcedure = "/openmesh.v1.Node/Ping"
 	// NodeConnectProcedure is the fully-qualified name of the Node's Connect RPC.
 	NodeConnectProcedure = "/openmesh.v1.Node/Connect"
+	// NodeRelaysProcedure is the fully-qualified name of the Node's Relays RPC.
+	NodeRelaysProcedure = "/openmesh.v1.Node/Relays"
 	// NodeDoctorProcedure is the fully-qualified name of the Node's Doctor RPC.
 	NodeDoctorProcedure = "/openmesh.v1.Node/Doctor"
 )
@@ -59,6 +61,8 @@ type NodeClient interface {
 	Ping(context.Context, *v1.PingRequest) (*connect.ServerStreamForClient[v1.PingResponse], error)
 	// Connect dials a multiaddr or a target.
 	Connect(context.Context, *v1.ConnectRequest) (*v1.ConnectResponse, error)
+	// Relays lists the relays that this node knows and, on a relay, what it carries.
+	Relays(context.Context, *v1.RelaysRequest) (*v1.RelaysResponse, error)
 	// Doctor examines the node and says what is wrong and what to do.
 	Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error)
 }
@@ -104,6 +108,12 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Connect")),
 			connect.WithClientOptions(opts...),
 		),
+		relays: connect.NewClient[v1.RelaysRequest, v1.RelaysResponse](
+			httpClient,
+			baseURL+NodeRelaysProcedure,
+			connect.WithSchema(nodeMethods.ByName("Relays")),
+			connect.WithClientOptions(opts...),
+		),
 		doctor: connect.NewClient[v1.DoctorRequest, v1.DoctorResponse](
 			httpClient,
 			baseURL+NodeDoctorProcedure,
@@ -120,6 +130,7 @@ type nodeClient struct {
 	peers   *connect.Client[v1.PeersRequest, v1.PeersResponse]
 	ping    *connect.Client[v1.PingRequest, v1.PingResponse]
 	connect *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
+	relays  *connect.Client[v1.RelaysRequest, v1.RelaysResponse]
 	doctor  *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
 }
 
@@ -164,6 +175,15 @@ func (c *nodeClient) Connect(ctx context.Context, req *v1.ConnectRequest) (*v1.C
 	return nil, err
 }
 
+// Relays calls openmesh.v1.Node.Relays.
+func (c *nodeClient) Relays(ctx context.Context, req *v1.RelaysRequest) (*v1.RelaysResponse, error) {
+	response, err := c.relays.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Doctor calls openmesh.v1.Node.Doctor.
 func (c *nodeClient) Doctor(ctx context.Context, req *v1.DoctorRequest) (*v1.DoctorResponse, error) {
 	response, err := c.doctor.CallUnary(ctx, connect.NewRequest(req))
@@ -185,6 +205,8 @@ type NodeHandler interface {
 	Ping(context.Context, *v1.PingRequest, *connect.ServerStream[v1.PingResponse]) error
 	// Connect dials a multiaddr or a target.
 	Connect(context.Context, *v1.ConnectRequest) (*v1.ConnectResponse, error)
+	// Relays lists the relays that this node knows and, on a relay, what it carries.
+	Relays(context.Context, *v1.RelaysRequest) (*v1.RelaysResponse, error)
 	// Doctor examines the node and says what is wrong and what to do.
 	Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error)
 }
@@ -226,6 +248,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Connect")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeRelaysHandler := connect.NewUnaryHandlerSimple(
+		NodeRelaysProcedure,
+		svc.Relays,
+		connect.WithSchema(nodeMethods.ByName("Relays")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeDoctorHandler := connect.NewUnaryHandlerSimple(
 		NodeDoctorProcedure,
 		svc.Doctor,
@@ -244,6 +272,8 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodePingHandler.ServeHTTP(w, r)
 		case NodeConnectProcedure:
 			nodeConnectHandler.ServeHTTP(w, r)
+		case NodeRelaysProcedure:
+			nodeRelaysHandler.ServeHTTP(w, r)
 		case NodeDoctorProcedure:
 			nodeDoctorHandler.ServeHTTP(w, r)
 		default:
@@ -273,6 +303,10 @@ func (UnimplementedNodeHandler) Ping(context.Context, *v1.PingRequest, *connect.
 
 func (UnimplementedNodeHandler) Connect(context.Context, *v1.ConnectRequest) (*v1.ConnectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Node.Connect is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Relays(context.Context, *v1.RelaysRequest) (*v1.RelaysResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("openmesh.v1.Node.Relays is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error) {

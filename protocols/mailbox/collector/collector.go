@@ -1,0 +1,348 @@
+// Package collector is the recipient's side of the mailbox protocol: it keeps a
+// registration and a Collect at each of an agent's mailbox relays and delivers
+// every letter once.
+//
+//	relay 1 ── letters in order ──▶ ┐ open, seen before? ┌──▶ Deliver ── nil, or Permanent ──▶ done
+//	relay 2 ── letters in order ──▶ ┘   one at a time    └──▶ done      └─ other errors ─────▶ later
+//
+// A letter that is to come later is put back at its relay, and asked for again
+// with a new Collect once its sender's hold is over; so nothing is kept here, and
+// the letters of others go on. Those of the sender that is on hold wait behind
+// it.
+//
+// Relays are not trusted: what they send is opened before it counts, a letter
+// that was delivered is not delivered again (see [Memory] for how long), and a
+// copy that does not open is dropped at that relay only.
+package collector
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/zap"
+
+	"openmesh/protocols/identity"
+	"openmesh/protocols/mailbox"
+	"openmesh/protocols/wire"
+)
+
+const (
+	maxRelays     = 16               // collected from
+	relaysEvery   = time.Second      // look whether the relays are others
+	saveEvery     = 5 * time.Second  // Memory
+	leastLifetime = 20 * time.Second // of a registration
+	firstRetry    = 500 * time.Millisecond
+	lastRetry     = time.Minute     // of a relay
+	holdFirst     = time.Second     // after a letter could not be delivered
+	holdMost      = 5 * time.Minute // doubling up to this
+	maxHeld       = 4096            // senders whose letters are on hold
+)
+
+// Permanent marks an error of Deliver: the letter will never be taken, so it is
+// dropped at the relays.
+type Permanent struct{ Err error }
+
+func (p *Permanent) Error() string { return p.Err.Error() }
+func (p *Permanent) Unwrap() error { return p.Err }
+
+// Config is what a recipient needs.
+type Config struct {
+	Dialer      mailbox.Dialer
+	Relays      func() []peer.AddrInfo       // where to have a mailbox; asked every few seconds; the first 16 count
+	Certificate func() *identity.Certificate // this agent's present one, of Dialer's host
+
+	// Open is [mailbox.Open] with this agent's keys.
+	Open func(*mailbox.Letter) (*identity.Certificate, []byte, error)
+
+	// Deliver takes a letter; one at a time. When it returns nil the letter is
+	// deleted at its relays, so it must be on disk or done with. After an error that
+	// is not [Permanent] that sender's letters are on hold for a second, then two,
+	// and so on up to 5 min.
+	Deliver func(ctx context.Context, from *identity.Certificate, payload []byte, id mailbox.ID) error
+
+	// Registered hears that a relay has given this agent a mailbox, or renewed it; or
+	// why not. It must not block; nil: nobody does.
+	Registered func(relay peer.ID, err error)
+
+	Memory   Memory        // nil: letters are remembered while Run lasts
+	Lifetime time.Duration // of registrations; default mailbox.MaxLifetime
+	Log      *zap.Logger
+}
+
+// Collector is the recipient's side. Use its Run once.
+type Collector struct {
+	cfg  Config
+	turn chan struct{} // holds one while a letter is being delivered
+
+	// Used by whoever has the turn.
+	delivered delivered
+	holds     map[identity.AgentID]hold
+}
+
+// hold is a sender whose last letter could not be delivered.
+type hold struct {
+	until time.Time
+	after time.Duration // that it took
+}
+
+// New returns a collector that is not yet collecting.
+func New(cfg Config) *Collector {
+	if cfg.Lifetime == 0 {
+		cfg.Lifetime = mailbox.MaxLifetime
+	}
+	return &Collector{cfg: cfg, turn: make(chan struct{}, 1),
+		delivered: delivered{expires: make(map[[16]byte]int64)}, holds: make(map[identity.AgentID]hold)}
+}
+
+// Run collects until ctx ends.
+func (c *Collector) Run(ctx context.Context) error {
+	if c.cfg.Memory != nil {
+		if err := c.delivered.load(ctx, c.cfg.Memory); err != nil {
+			c.cfg.Log.Warn("which letters were delivered before is not known: some may come again", zap.Error(err))
+		}
+	}
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	loops.Go(func() { c.remember(ctx) })
+	links := make(map[peer.ID]context.CancelFunc)
+	tick := time.NewTicker(relaysEvery)
+	defer tick.Stop()
+	for {
+		relays := c.relays()
+		for id, cancel := range links {
+			if _, ok := find(relays, id); !ok {
+				cancel()
+				delete(links, id)
+			}
+		}
+		for _, r := range relays {
+			if links[r.ID] == nil {
+				link, cancel := context.WithCancel(ctx)
+				links[r.ID] = cancel
+				loops.Go(func() { c.follow(link, r.ID) })
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *Collector) relays() []peer.AddrInfo {
+	all := c.cfg.Relays()
+	return all[:min(len(all), maxRelays)]
+}
+
+func find(relays []peer.AddrInfo, id peer.ID) (peer.AddrInfo, bool) {
+	i := slices.IndexFunc(relays, func(r peer.AddrInfo) bool { return r.ID == id })
+	if i < 0 {
+		return peer.AddrInfo{}, false
+	}
+	return relays[i], true
+}
+
+// follow keeps a Collect at one relay until ctx ends.
+func (c *Collector) follow(ctx context.Context, relay peer.ID) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = firstRetry, lastRetry
+	var reg registration
+	for ctx.Err() == nil {
+		letters, err := c.visit(ctx, relay, &reg)
+		if letters > 0 || err == nil {
+			wait.Reset()
+		}
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		c.cfg.Log.Debug("mailbox out of reach", zap.Stringer("relay", relay), zap.Error(err))
+		select {
+		case <-time.After(wait.NextBackOff()):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// registration is what is known of one at a relay.
+type registration struct {
+	version uint32 // of the certificate; 0: none
+	renew   time.Time
+}
+
+// visit registers if that is due, and collects until the registration has to be
+// renewed or letters put back may be tried again: then without error. It returns
+// how many letters came.
+func (c *Collector) visit(ctx context.Context, relay peer.ID, reg *registration) (letters int, err error) {
+	info, _ := find(c.relays(), relay)
+	info.ID = relay // the addresses may have gone just now
+	cert := c.cfg.Certificate()
+	if now := time.Now(); cert.Version != reg.version || !now.Before(reg.renew) {
+		terms, err := mailbox.Register(ctx, c.cfg.Dialer, info, cert, c.cfg.Lifetime)
+		if c.cfg.Registered != nil && ctx.Err() == nil {
+			c.cfg.Registered(relay, err)
+		}
+		if err != nil {
+			return 0, err
+		}
+		given := min(max(terms.Expires.Sub(now), leastLifetime), c.cfg.Lifetime) // whatever the relay says
+		*reg = registration{cert.Version, now.Add(given / 2)}
+	}
+	v := &visit{Collector: c}
+	if v.letters, err = mailbox.Collect(ctx, c.cfg.Dialer, info, cert, 0); err != nil {
+		return 0, err
+	}
+	visiting, end := context.WithDeadline(ctx, reg.renew)
+	defer end()
+	v.end = end
+	err = v.run(ctx, visiting)
+	if errors.Is(err, wire.NotFound) {
+		*reg = registration{} // the relay has lost it
+	}
+	return v.count, err
+}
+
+// visit is one Collect.
+type visit struct {
+	*Collector
+	letters *mailbox.Collecting
+	count   int
+	end     context.CancelFunc // ends it without error
+	again   *time.Timer        // set when a letter was put back: calls end
+}
+
+// run collects until visiting ends, which is no error. A delivery that is under
+// way then goes on, unless ctx has ended too.
+func (v *visit) run(ctx, visiting context.Context) error {
+	defer v.letters.Close()
+	defer context.AfterFunc(visiting, func() { v.letters.Close() })()
+	defer func() {
+		if v.again != nil {
+			v.again.Stop()
+		}
+	}()
+	for {
+		l, cursor, err := v.letters.Next()
+		if err == nil {
+			v.count++
+			err = v.settle(ctx, l, cursor)
+		}
+		if visiting.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// settle has a letter delivered and tells the relay.
+func (v *visit) settle(ctx context.Context, l *mailbox.Letter, cursor uint64) error {
+	wait, err := v.take(ctx, l)
+	switch {
+	case err != nil:
+		return err
+	case wait == 0:
+		return v.letters.Done(cursor)
+	case v.again == nil:
+		v.again = time.AfterFunc(wait, v.end)
+	}
+	return v.letters.Later(cursor)
+}
+
+// take delivers a letter, unless it was before. It returns 0 if the letter is
+// done with, or after how long to try it again. The error is that of ctx.
+func (c *Collector) take(ctx context.Context, l *mailbox.Letter) (wait time.Duration, err error) {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	from, payload, err := c.cfg.Open(l)
+	if wire.CodeOf(err) == wire.Internal && err != nil {
+		c.cfg.Log.Warn("a letter cannot be opened now; trying again", zap.Stringer("letter", l.ID), zap.Error(err))
+		return holdMost, nil
+	}
+	if err != nil { // not to be remembered: another relay may have a better copy
+		c.cfg.Log.Info("a letter that cannot be opened was dropped", zap.Stringer("letter", l.ID), zap.Error(err))
+		return 0, nil
+	}
+	key, now := letterKey(from.Agent, l.ID), time.Now()
+	if c.delivered.has(key) {
+		return 0, nil
+	}
+	if h := c.holds[from.Agent]; now.Before(h.until) {
+		return h.until.Sub(now), nil
+	}
+	err = c.cfg.Deliver(ctx, from, payload, l.ID)
+	permanent := (*Permanent)(nil)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return 0, ctx.Err()
+	case errors.As(err, &permanent):
+		c.cfg.Log.Info("a letter was refused for good", zap.Stringer("letter", l.ID), zap.String("from", string(from.Agent)), zap.Error(err))
+	case err != nil:
+		wait := c.hold(from.Agent)
+		c.cfg.Log.Warn("a letter cannot be delivered now; trying again", zap.Stringer("letter", l.ID), zap.String("from", string(from.Agent)), zap.Duration("after", wait), zap.Error(err))
+		return wait, nil
+	}
+	delete(c.holds, from.Agent)
+	c.delivered.add(key, l.Expires, now)
+	return 0, nil
+}
+
+// hold keeps a sender's letters waiting, and returns for how long.
+func (c *Collector) hold(sender identity.AgentID) time.Duration {
+	after := min(max(2*c.holds[sender].after, holdFirst), holdMost)
+	if _, ok := c.holds[sender]; !ok && len(c.holds) >= maxHeld {
+		for a := range c.holds { // any: it starts again with holdFirst
+			delete(c.holds, a)
+			break
+		}
+	}
+	c.holds[sender] = hold{time.Now().Add(after), after}
+	return after
+}
+
+// remember saves what was delivered, every few seconds and at the end.
+func (c *Collector) remember(ctx context.Context) {
+	if c.cfg.Memory == nil {
+		return
+	}
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		if err := c.save(context.WithoutCancel(ctx)); err != nil {
+			c.cfg.Log.Warn("which letters were delivered is not saved; trying again", zap.Error(err))
+		}
+	}
+}
+
+func (c *Collector) save(ctx context.Context) error {
+	c.turn <- struct{}{} // Deliver returns soon after ctx ends
+	document, dirty := c.delivered.marshal(), c.delivered.dirty
+	c.delivered.dirty = false
+	<-c.turn
+	if !dirty {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, saveEvery)
+	defer cancel()
+	err := c.cfg.Memory.Save(ctx, document)
+	if err != nil {
+		c.turn <- struct{}{}
+		c.delivered.dirty = true
+		<-c.turn
+	}
+	return err
+}
