@@ -39,6 +39,9 @@ func (n *Node) newForwarding() *forward.Server {
 		Quota: n.forwardQuota,
 		Log:   n.log.Named("forward"),
 	}
+	if r := n.host.Relay(); r != nil {
+		c.Pacer = r
+	}
 	return forward.NewServer(c)
 }
 

@@ -86,7 +86,8 @@ type account struct {
 	holds    int           // by requests, circuits and the reservation
 	element  *list.Element // in idle, if holds is 0
 	requests *rate.Limiter
-	pacer    *pacer // of RatePerPeer
+	pacer    *pacer  // of RatePerPeer
+	other    []*flow // of what [Relay.Pace] lets pass, once there was any
 
 	pending  int
 	circuits int
@@ -133,6 +134,9 @@ func (b *book) release(a *account) {
 	if b.idle.Len() > b.cfg.Peers {
 		oldest := b.idle.Remove(b.idle.Back()).(*account)
 		delete(b.accounts, oldest.peer)
+		for _, f := range oldest.other {
+			f.leave()
+		}
 	}
 }
 

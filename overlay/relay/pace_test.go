@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"sync"
@@ -274,4 +275,44 @@ func BenchmarkPacer(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What passes by other means comes out of the same rates, and many ways of one peer
+// get one share.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := Config{Rate: Rate{BytesPerSecond: 100_000, Burst: 10_000}, RatePerPeer: Rate{BytesPerSecond: 60_000, Burst: 6000}}.withDefaults()
+		r := &Relay{cfg: cfg, total: newPacer(cfg.Rate), book: newBook(cfg)}
+		ctx, stop := context.WithTimeout(t.Context(), 50*time.Second)
+		defer stop()
+		var got [3]atomic.Int64
+		var all sync.WaitGroup
+		for i, ways := range []int{8, 1, 1} {
+			for range ways {
+				all.Go(func() {
+					for r.Pace(ctx, peer.ID(fmt.Sprint("peer ", min(i, 1))), 4096) == nil {
+						got[i].Add(4096)
+					}
+				})
+			}
+		}
+		all.Wait()
+		flooder, other := got[0].Load()/50, (got[1].Load()+got[2].Load())/50
+		if flooder < 45_000 || flooder > 55_000 || other < 45_000 || other > 55_000 {
+			t.Errorf("%d and %d bytes a second, want 50000 each", flooder, other)
+		}
+		for len(r.book.accounts) > 0 { // they go as others come
+			delete(r.book.accounts, r.book.idle.Remove(r.book.idle.Back()).(*account).peer)
+		}
+		alone, quit := context.WithTimeout(t.Context(), 10*time.Second)
+		defer quit()
+		n := 0
+		for r.Pace(alone, "alone", 4096) == nil {
+			n += 4096
+		}
+		if n < 55*10_000 || n > 62*10_000 {
+			t.Errorf("one alone got %d bytes in 10 s, want its own rate, 60000 a second", n)
+		}
+	})
 }

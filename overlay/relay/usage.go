@@ -2,6 +2,7 @@ package relay
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"time"
 
@@ -87,4 +88,32 @@ func (m *meter) read(bytes uint64, now time.Time) float64 {
 		m.at, m.bytes = now, bytes
 	}
 	return m.rate
+}
+
+// Pace returns when n bytes that peer p asked for may pass this host by other means
+// than a circuit, or with ctx's error: they come out of the same rates, and p's
+// circuits and these together get one share.
+func (r *Relay) Pace(ctx context.Context, p peer.ID, n int) error {
+	if r.total == nil && r.cfg.RatePerPeer.BytesPerSecond == 0 {
+		return nil
+	}
+	r.mu.Lock()
+	a := r.book.hold(p)
+	if a.other == nil {
+		a.other = []*flow{a.pacer.join(""), r.total.join(p)}
+	}
+	flows := a.other
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.book.release(a)
+	}()
+	w := newWaiter()
+	for _, f := range flows {
+		if !f.take(n, w, ctx.Done()) {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
