@@ -194,7 +194,7 @@ func (h *Host) options() ([]libp2p.Option, error) {
 		libp2p.UserAgent("openmesh"),
 		libp2p.EnableAutoNATv2(),
 		libp2p.DisableRelay(), // for ours
-		libp2p.DialRanker(h.rank),
+		libp2p.SwarmOpts(swarm.WithDialRanker(h.rank)),
 		libp2p.ShareTCPListener(),
 		libp2p.Transport(h.upgrader.tap),
 	}

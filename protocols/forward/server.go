@@ -96,11 +96,12 @@ func (s *Server) Usage() Usage { return s.ledger.usage() }
 // and returns when they, and all calls of Accept, have ended.
 func (s *Server) Run(ctx context.Context, m stream.Mux) error {
 	var mu sync.Mutex
+	var ended bool // guarded by mu
 	var streams sync.WaitGroup
 	begin := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		if ctx.Err() != nil {
+		if ended {
 			return false
 		}
 		streams.Add(1)
@@ -119,7 +120,8 @@ func (s *Server) Run(ctx context.Context, m stream.Mux) error {
 	})
 	<-ctx.Done()
 	m.RemoveStreamHandler(Protocol)
-	mu.Lock() // whoever begins from here on sees that ctx has ended
+	mu.Lock()
+	ended = true
 	mu.Unlock()
 	streams.Wait()
 	return nil

@@ -187,8 +187,11 @@ func TestTwoRelays(t *testing.T) {
 				registered <- relay
 			}
 		})
-		if len(registered) != 2 || <-registered == <-registered {
-			t.Errorf("registered %d times, want once at each relay", len(registered))
+		if len(registered) != 2 {
+			t.Fatalf("registered %d times", len(registered))
+		}
+		if first, second := <-registered, <-registered; first == second {
+			t.Errorf("registered twice at %s, want once at each relay", first)
 		}
 		a := m.agent()
 		m.send(a, m.relays, "1", "2")
