@@ -157,6 +157,9 @@ func FuzzRestore(f *testing.F) {
 	}
 	f.Add(encoded(f, good))
 	f.Add(encoded(f, &sessionpb.Saved{}))
+	good.Offered, good.Waits = true, true
+	good.Through = []*sessionpb.SavedChain{{Agents: []string{"a", "b"}}, {}}
+	f.Add(encoded(f, good))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, certain := range []bool{false, true} {
 			if m := new(sessionpb.Saved); certain && proto.Unmarshal(b, m) == nil { // past the certificate
@@ -167,10 +170,14 @@ func FuzzRestore(f *testing.F) {
 			if s == nil {
 				continue
 			}
-			if s.stateNow() != Migrating || s.link.opener() != nil {
+			want := Migrating
+			if s.offered.Load() {
+				want = Offered
+			}
+			if s.stateNow() != want || s.link.opener() != nil {
 				t.Errorf("a session was restored that is %s, with keys: %t", s.stateNow(), s.link.opener() != nil)
 			}
-			if again := restored(t, s.saved()); again == nil || again.Contract() != s.Contract() {
+			if again := restored(t, s.saved()); again == nil || again.Contract() != s.Contract() || names(again.through) != names(s.through) || again.waits != s.waits {
 				t.Errorf("what was restored is saved as %x", s.saved())
 			}
 		}
@@ -188,4 +195,54 @@ func restored(t *testing.T, saved []byte) *Session {
 		return nil
 	}
 	return owner.session(id)
+}
+
+// A letter says what its sender wants, to a session that it is of or to none: it does
+// harm to no other, and begins at most the one that it names.
+func FuzzLetter(f *testing.F) {
+	peer, other := protocoltest.NewAgent(f, identity.FirstPrivateRealm, time.Now()), protocoltest.NewAgent(f, identity.FirstPrivateRealm, time.Now())
+	now := time.Now()
+	message := delivery.AppendMessage(nil, &delivery.Message{Sequence: 1, Key: "k", Capability: "a/b", Encoding: 1, Body: []byte("{}"), Expires: now.Add(time.Hour)}, 1, now)
+	ack := delivery.AppendAck(nil, delivery.Ack{Delivered: []delivery.Range{{From: 1, To: 3}}})
+	good := &sessionpb.Letter{
+		Session: make([]byte, 16), Written: now.UnixMilli(), Messages: [][]byte{message}, Acks: [][]byte{ack},
+		Invitation: &sessionpb.Invitation{
+			Contract: persistent().Marshal(), Addrs: [][]byte{{1}}, Protocols: []*sessionpb.InvitationProtocol{{Name: "x", Versions: []string{"1"}}},
+		},
+	}
+	f.Add(encoded(f, good))
+	good.Invitation = nil
+	f.Add(encoded(f, good))
+	f.Add(encoded(f, &sessionpb.Letter{Session: append([]byte{9}, make([]byte, 15)...), Messages: [][]byte{message}, Written: math.MaxInt64}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		side := newSide(t, 1, true)
+		owner := side.owner
+		owner.cfg.Store = deliverytest.NewStore()
+		owner.cfg.Signal.Terms = func() signal.Terms { return signal.Terms{Contract: persistent()} }
+		close(owner.restored)
+		owner.stopped = true // nobody dials
+		theirs := owner.build(&signal.Established{ID: signal.ID{9}, Peer: other.Certificate, Contract: persistent()}, now)
+		theirs.link = newLink(nil)
+		if err := owner.begin(theirs); err != nil {
+			t.Fatal(err)
+		}
+		err := owner.TakeLetter(t.Context(), peer.Certificate, b)
+		if theirs.lettered.Load() || theirs.mail.in.Busy() > 0 {
+			t.Errorf("a letter of %s got into a session with %s", peer.Agent, other.Agent)
+		}
+		for _, s := range owner.list() {
+			if s != theirs && s != side.Session && (s.Peer().Agent != peer.Agent || !s.persistent()) {
+				t.Errorf("a letter began %+v: %v", s.Info(), err)
+			}
+		}
+		if len(owner.list()) > 3 {
+			t.Errorf("a letter began %d sessions", len(owner.list())-2)
+		}
+	})
+}
+
+func persistent() signal.Contract {
+	c := signal.DefaultContract()
+	c.QoS, c.Persistent = signal.ExactlyOnce, true
+	return c
 }
