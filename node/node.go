@@ -212,6 +212,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	for _, sentence := range n.settings.Unbuilt() {
 		n.log.Warn(sentence)
 	}
+	if !n.settings.Networking.RelayFallback {
+		n.log.Warn("networking.relay_fallback is false: this node and agents behind NATs or firewalls may not reach each other")
+	}
 	if err := n.startTracing(ctx); err != nil {
 		return err
 	}
