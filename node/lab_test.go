@@ -2,6 +2,8 @@ package node_test
 
 import (
 	"context"
+	"maps"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,39 +36,56 @@ type running struct {
 	*node.Node
 	logs *observer.ObservedLogs
 	keys *keys.Keys
+	home string
+	stop func() // in order; also at the end of the test
 }
 
 // start runs a node until the test ends: a backbone, unless bootstrap nodes are
 // given.
 func start(t *testing.T, bootstrap ...*running) *running {
 	t.Helper()
-	home := t.TempDir()
-	flags := map[string]string{
-		"node.realm":                 "64512",
-		"node.roles":                 "backbone",
-		"networking.listen":          "/ip4/127.0.0.1/tcp/0",
-		"api.listen":                 "unix:api.sock",
-		"observability.metrics_port": "0",
-	}
+	flags := map[string]string{"node.roles": "backbone"}
 	if len(bootstrap) > 0 {
 		flags["node.roles"] = "agent"
 		flags["networking.bootstrap"] = bootstrap[0].Info().Addrs[0]
 	}
-	cfg, err := config.Load(home, nil, flags)
-	check(t, err)
+	home := t.TempDir()
 	k, err := keys.Init(t.Context(), home, keys.InitOptions{Realm: lab, Passphrase: []byte("a passphrase"), Now: time.Now()})
 	check(t, err)
+	return startIn(t, home, k, flags, nil)
+}
+
+// startIn runs a node of a home that is there; ready, if not nil, is done before it
+// runs.
+func startIn(t *testing.T, home string, k *keys.Keys, flags map[string]string, ready func(*running)) *running {
+	t.Helper()
+	all := map[string]string{
+		"node.realm":                 "64512",
+		"networking.listen":          "/ip4/127.0.0.1/tcp/0",
+		"api.listen":                 "unix:api.sock",
+		"observability.metrics_port": "0",
+	}
+	maps.Copy(all, flags)
+	cfg, err := config.Load(home, nil, all)
+	check(t, err)
 	core, logs := observer.New(zapcore.InfoLevel)
-	r := &running{logs: logs, keys: k}
+	r := &running{logs: logs, keys: k, home: home}
 	r.Node, err = node.New(node.Config{Home: home, Config: cfg, Keys: k, Log: zap.New(core), Version: "test"})
 	check(t, err)
-	ctx, stop := context.WithCancel(context.Background())
+	if ready != nil {
+		ready(r)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		check(t, <-ended)
-	})
+	var once sync.Once
+	r.stop = func() {
+		once.Do(func() {
+			cancel()
+			check(t, <-ended)
+		})
+	}
+	t.Cleanup(r.stop)
 	select {
 	case <-r.Ready():
 	case err := <-ended:

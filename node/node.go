@@ -187,6 +187,9 @@ func (n *Node) Sessions() *session.Endpoint { return n.sessions }
 // Host is the node's libp2p host. It is there once the node is ready.
 func (n *Node) Host() *overlay.Host { return n.host }
 
+// Directory is the node's view of the directory. It is there once the node is ready.
+func (n *Node) Directory() *directory.Directory { return n.directory }
+
 // Ready is closed once the node serves.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 

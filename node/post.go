@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"openmesh/node/keys"
+	"openmesh/node/observe"
 	"openmesh/node/store"
 	"openmesh/node/store/letters"
 	"openmesh/overlay/directory"
@@ -63,6 +64,7 @@ func (p *post) Deposit(ctx context.Context, to *identity.Certificate, l *session
 	if err != nil {
 		return fmt.Errorf("leave a letter for %s: %w", to.Agent, err)
 	}
+	p.n.metrics.Bytes(observe.Out, observe.Mailbox, len(l.Payload))
 	return nil
 }
 
@@ -209,6 +211,7 @@ func (p *post) deliver(ctx context.Context, from *identity.Certificate, payload 
 		return &collector.Permanent{Err: err}
 	}
 	if err == nil {
+		p.n.metrics.Bytes(observe.In, observe.Mailbox, len(payload))
 		p.n.seen.add(from)
 	}
 	return err

@@ -9,17 +9,18 @@ import (
 	"openmesh/node/bench/load"
 )
 
-// Config says what to measure, and how long. Home and Server are needed, the rest
-// has defaults.
+// Config says what to measure, and how long. Home and Server are needed, Relays too
+// for Paths; the rest has defaults.
 type Config struct {
 	Setup    Setup
 	Rounds   int           // default 7
 	Time     time.Duration // of each measurement in a round; default 1 s
 	Home     string        // an empty folder for this side's nodes
 	Server   Server
+	Relays   []Server     // of Paths, in the order of the chains
 	Progress func(string) // told what is being measured; may be nil
 
-	Bulk     int            // of Calls: bytes of one bulk transfer; default 256 MiB
+	Bulk     int            // of Calls and Paths: bytes of one bulk transfer; default 256 MiB
 	Senders  []int          // of Durable: numbers of senders; default 1, 16 and 64
 	Baseline *load.Baseline // of Durable: what to compare with; may be nil
 	Sessions int            // of Sessions: how many to open; default 10,000
@@ -95,7 +96,7 @@ const (
 func (c *client) workloads(cfg Config) []workload {
 	raw := way{name: "raw", each: c.echoWorker}
 	calls := []way{raw, {name: "grpc", do: c.grpcCall}, {name: "mesh", do: c.meshCall}, {name: "api", do: c.apiCall}}
-	bulk := func(f func(context.Context, int) error) func(context.Context) error {
+	send := func(f func(context.Context, int) error) func(context.Context) error {
 		return func(ctx context.Context) error { return f(ctx, cfg.Bulk) }
 	}
 	lookup := 0
@@ -103,7 +104,7 @@ func (c *client) workloads(cfg Config) []workload {
 		{name: sequential, unit: "calls/s", concurrency: 1, ways: calls},
 		{name: concurrent, unit: "calls/s", concurrency: 16, ways: calls},
 		{name: "bulk", unit: "MB/s", concurrency: 1, operations: 1, size: cfg.Bulk, ways: []way{
-			{name: "raw", do: bulk(c.rawBulk)}, {name: "grpc", do: bulk(c.grpcBulk)}, {name: "mesh", do: bulk(c.meshBulk)}}},
+			{name: "raw", do: send(c.rawBulk)}, {name: "grpc", do: send(c.grpcBulk)}, {name: "mesh", do: send(c.meshBulk)}}},
 		{name: "set-up", unit: "set-ups/s", concurrency: 1, operations: 10, ways: []way{
 			{name: "raw", do: c.rawSetup}, {name: "grpc", do: c.grpcSetup}, {name: "mesh-warm", do: c.meshWarm}, {name: "mesh-cold", do: c.meshCold}}},
 		{name: "discover, through the local API", unit: "lookups/s", concurrency: 1, ways: []way{

@@ -58,28 +58,36 @@ func TestRange(t *testing.T) {
 	}
 }
 
+// serve runs a server or a relay until stop, which tells how it ended.
+func serve(t *testing.T, setup Setup) (s Server, stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	servers, ended := make(chan Server, 1), make(chan error, 1)
+	home := t.TempDir() + "/server"
+	go func() {
+		ended <- Serve(ctx, home, setup, func(s Server) error { servers <- s; return nil })
+	}()
+	select {
+	case s = <-servers:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	return s, func() error { cancel(); return <-ended }
+}
+
 // measure runs a benchmark for a moment: real nodes on loopback, though in one
 // process. It checks that every way was measured in every round.
 func measure(t *testing.T, run Run, cfg Config) *Report {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	servers, ended := make(chan Server, 1), make(chan error, 1)
-	go func() {
-		ended <- Serve(ctx, t.TempDir()+"/server", cfg.Setup, func(s Server) error { servers <- s; return nil })
-	}()
-	select {
-	case cfg.Server = <-servers:
-	case err := <-ended:
-		t.Fatal(err)
-	}
+	server, stop := serve(t, cfg.Setup)
+	cfg.Server = server
 	cfg.Home, cfg.Rounds, cfg.Time = t.TempDir()+"/client", 2, 20*time.Millisecond
-	r, err := run(ctx, cfg)
-	cancel()
+	r, err := run(t.Context(), cfg)
+	if ended := stop(); ended != nil {
+		t.Errorf("server: %v", ended)
+	}
 	if err != nil {
 		t.Fatal(err)
-	}
-	if err := <-ended; err != nil {
-		t.Errorf("server: %v", err)
 	}
 	for _, table := range r.Tables {
 		for _, way := range table.Ways {
@@ -161,4 +169,38 @@ func TestRekey(t *testing.T) {
 		return Rekey(ctx, cfg)
 	}, Config{Setup: Setup{Transport: "quic"}})
 	wants(t, r, 5, 12)
+}
+
+// Sessions go directly, through a relay, and over chains of relays.
+func TestPaths(t *testing.T) {
+	for _, transport := range []string{"quic", "tcp"} {
+		t.Run(transport, func(t *testing.T) {
+			t.Parallel()
+			cfg := Config{Setup: Setup{Transport: transport}, Bulk: 1 << 20}
+			for range PathRelays {
+				setup := cfg.Setup
+				setup.Relay = true
+				relay, stop := serve(t, setup)
+				defer func() {
+					if err := stop(); err != nil {
+						t.Errorf("relay: %v", err)
+					}
+				}()
+				cfg.Relays = append(cfg.Relays, relay)
+				cfg.Setup.Relays = cfg.Relays[0].Node
+			}
+			r := measure(t, Paths, cfg)
+			wants(t, r, 3, 12)
+			if got := len(r.Tables[0].Ways); got != 2+PathRelays {
+				t.Errorf("%d ways", got)
+			}
+		})
+	}
+}
+
+func TestPathsNeedsRelays(t *testing.T) {
+	t.Parallel()
+	if _, err := Paths(t.Context(), Config{}); err == nil {
+		t.Error("measured without relays")
+	}
 }

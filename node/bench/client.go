@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -211,36 +210,13 @@ func (c *client) grpcBulk(ctx context.Context, total int) error {
 	return counted(out.Value, total)
 }
 
-// meshBulk sends total bytes as messages of one session. They are in order on its
-// channel, so a call afterwards finds them counted.
+// meshBulk sends total bytes in the session that calls use.
 func (c *client) meshBulk(ctx context.Context, total int) error {
-	before, err := c.count(ctx)
-	if err != nil {
-		return err
-	}
 	s := c.node.Sessions().Session(c.agent)
 	if s == nil {
 		return wire.SessionClosed
 	}
-	chunk := make([]byte, ChunkSize)
-	for sent := 0; sent < total; sent += ChunkSize {
-		if err := s.Send(chunk); err != nil {
-			return err
-		}
-	}
-	after, err := c.count(ctx)
-	if err != nil {
-		return err
-	}
-	return counted(after-before, total)
-}
-
-func (c *client) count(ctx context.Context) (int64, error) {
-	resp, err := c.node.Call(ctx, &openmeshv1.CallRequest{Target: c.server.Agent, Capability: countCapability})
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(resp.GetJson(), 10, 64)
+	return bulk(ctx, s, total)
 }
 
 // The set-ups: each ends with the first answer.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -25,7 +26,12 @@ type Setup struct {
 	ParkAfter time.Duration `json:"park_after,omitempty"` // session.park_after
 	Sessions  int           `json:"sessions,omitempty"`   // session.max_sessions and max_per_agent
 	Offers    int           `json:"offers,omitempty"`     // signal.rate_per_peer and rate_total
+	Relay     bool          `json:"relay,omitempty"`      // be a relay, not the server
+	Relays    []string      `json:"relays,omitempty"`     // multiaddrs, if the mesh has relays: the first one serves the directory
 }
+
+// relayed reports whether nodes are reached through relays too.
+func (s Setup) relayed() bool { return s.Relay || len(s.Relays) > 0 }
 
 func (s Setup) listen() []ma.Multiaddr {
 	quic, tcp := ma.StringCast("/ip4/127.0.0.1/udp/0/quic-v1"), ma.StringCast("/ip4/127.0.0.1/tcp/0")
@@ -39,7 +45,7 @@ func (s Setup) listen() []ma.Multiaddr {
 }
 
 // newNode makes a node with an identity of its own in home, on loopback.
-func newNode(ctx context.Context, home string, setup Setup, role string, bootstrap []string, data func(*session.Session, []byte)) (*node.Node, error) {
+func newNode(ctx context.Context, home string, setup Setup, roles, bootstrap []string, data func(*session.Session, []byte)) (*node.Node, error) {
 	k, err := newKeys(ctx, home)
 	if err != nil {
 		return nil, err
@@ -48,9 +54,12 @@ func newNode(ctx context.Context, home string, setup Setup, role string, bootstr
 	if err != nil {
 		return nil, err
 	}
-	c.Node.Realm, c.Node.Roles = uint16(realm), []string{role}
+	c.Node.Realm, c.Node.Roles = uint16(realm), roles
 	c.Networking.Listen, c.Networking.Bootstrap = setup.listen(), bootstrap
-	c.Networking.NATStrategy = "none"
+	c.Networking.NATStrategy, c.Networking.Relays = "none", setup.Relays
+	if setup.relayed() {
+		c.Networking.NATStrategy = "relay"
+	}
 	c.Observability.MetricsPort = 0
 	c.API.Listen = []string{"unix:" + home + "/api.sock"}
 	c.Signal.RatePerPeer, c.Signal.RateTotal = 1000, 1000
@@ -80,7 +89,7 @@ type member struct {
 
 // join starts a node of the mesh that bootstrap is part of.
 func join(ctx context.Context, home string, setup Setup, bootstrap []string) (*member, error) {
-	n, err := newNode(ctx, home, setup, "agent", bootstrap, nil)
+	n, err := newNode(ctx, home, setup, []string{"agent"}, bootstrap, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -139,4 +148,33 @@ func call(ctx context.Context, s *session.Session) error {
 		return err
 	}
 	return sameSize(len(resp.Body))
+}
+
+// bulk sends total bytes as messages of a session. They are in order on its channel,
+// so a call afterwards finds them counted.
+func bulk(ctx context.Context, s *session.Session, total int) error {
+	before, err := count(ctx, s)
+	if err != nil {
+		return err
+	}
+	chunk := make([]byte, ChunkSize)
+	for sent := 0; sent < total; sent += ChunkSize {
+		if err := s.Send(chunk); err != nil {
+			return err
+		}
+	}
+	after, err := count(ctx, s)
+	if err != nil {
+		return err
+	}
+	return counted(after-before, total)
+}
+
+// count asks the server how many bytes of messages it has received.
+func count(ctx context.Context, s *session.Session) (int64, error) {
+	resp, _, err := s.Call(ctx, &session.Request{Capability: countCapability, Encoding: session.JSON, Body: []byte("{}")})
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(string(resp.Body), 10, 64)
 }

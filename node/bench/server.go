@@ -10,8 +10,9 @@
 // Further benchmarks are of sessions: what durable delivery costs ([Durable]), idle
 // sessions take ([Sessions]), the loss of a transport interrupts ([Failover]) and
 // the change of keys disturbs ([Rekey]).
+// [Paths] compares the ways that lead to an agent: direct, or over relays.
 //
-// Server and client are processes of their own on the loopback interface.
+// Server, client and relays are processes of their own on the loopback interface.
 package bench
 
 import (
@@ -77,9 +78,12 @@ type Server struct {
 	Cert  []byte   `json:"cert"` // DER, of the gRPC server
 }
 
-// Serve runs the server side in a fresh home until ctx ends; ready is told where
-// it is.
+// Serve runs the server side, or a relay if setup says so, in a fresh home until ctx
+// ends; ready is told where it is.
 func Serve(ctx context.Context, home string, setup Setup, ready func(Server) error) error {
+	if setup.Relay {
+		return serveRelay(ctx, home, setup, ready)
+	}
 	s := Server{}
 	group, ctx := errgroup.WithContext(ctx)
 	raw, err := serveRaw(setup)
@@ -96,7 +100,11 @@ func Serve(ctx context.Context, home string, setup Setup, ready func(Server) err
 	group.Go(func() error { <-ctx.Done(); g.Stop(); return nil })
 
 	var received atomic.Int64
-	n, err := newNode(ctx, home, setup, "backbone", nil, func(_ *session.Session, b []byte) { received.Add(int64(len(b))) })
+	role := "backbone"
+	if setup.relayed() { // who serves the directory holds no reservations
+		role = "agent"
+	}
+	n, err := newNode(ctx, home, setup, []string{role}, setup.Relays, func(_ *session.Session, b []byte) { received.Add(int64(len(b))) })
 	if err != nil {
 		return err
 	}
@@ -111,6 +119,9 @@ func Serve(ctx context.Context, home string, setup Setup, ready func(Server) err
 			return nil
 		}
 		group.Go(func() error { return consume(ctx, n) })
+		if err := reserved(ctx, n, setup); err != nil {
+			return err
+		}
 		s.Agent, s.Node = n.Info().Agent, n.Info().Addrs
 		return ready(s)
 	})
