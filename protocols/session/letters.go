@@ -45,6 +45,8 @@ type Mail interface {
 type Letter struct {
 	Payload []byte // a sessionpb.Letter
 	Expires time.Time
+
+	sequence uint64 // of its message; 0: it has none
 }
 
 const (
@@ -58,8 +60,8 @@ const (
 type letters struct {
 	mu     sync.Mutex
 	queue  []*Letter
-	busy   bool                // somebody deposits
-	posted map[uint64]struct{} // messages in the mail; 0: the invitation
+	busy   bool            // somebody deposits
+	posted map[uint64]bool // messages for the mail, and whether it has them; 0: the invitation
 }
 
 // turnToMail has the session talk by mail from now on, until it has a channel.
@@ -71,7 +73,6 @@ func (s *Session) turnToMail() {
 		s.away.Store(false)
 		return
 	}
-	s.path.Store(&Path{Kind: "mailbox", Transport: "mailbox"})
 	s.log("peer is away: mail instead")
 	now := time.Now()
 	s.mail.out.Due(now)
@@ -97,8 +98,8 @@ func (s *Session) turnFromMail() (was bool) {
 	return true
 }
 
-// postMessage puts a message of the outbox into the mail; it reports false if the
-// session does not talk by mail, or must wait.
+// postMessage puts a message of the outbox into the mail, and reports whether it is
+// there: if not, the outbox is told when it may be.
 func (s *Session) postMessage(m *delivery.Message, floor uint64) bool {
 	switch {
 	case !s.away.Load():
@@ -106,8 +107,16 @@ func (s *Session) postMessage(m *delivery.Message, floor uint64) bool {
 	case m.Sequence == 0:
 		return true // the floor goes with the next one
 	}
+	s.letters.mu.Lock()
+	there, begun := s.letters.posted[m.Sequence]
+	s.letters.mu.Unlock()
+	if begun {
+		return there
+	}
+	s.blocked.Store(true)
 	frame := delivery.AppendMessage(nil, m, floor, time.Now())
-	return s.enclose(m.Sequence, m.Expires, &sessionpb.Letter{Messages: [][]byte{frame}})
+	s.enclose(m.Sequence, m.Expires, &sessionpb.Letter{Messages: [][]byte{frame}})
+	return false
 }
 
 // postAck puts an ack into the mail. That a message is being worked on is no news
@@ -124,8 +133,8 @@ func (s *Session) postAck(a delivery.Ack) bool {
 	return s.enclose(0, time.Now().Add(s.terms.Load().TTL), &sessionpb.Letter{Acks: [][]byte{frame}})
 }
 
-// enclose queues one letter, unless it is in the mail already; sequence is that of
-// its message, if it has one.
+// enclose queues one letter, unless it was before; sequence is that of its message, if
+// it has one. It reports false if too many wait.
 func (s *Session) enclose(sequence uint64, expires time.Time, m *sessionpb.Letter) bool {
 	l := &s.letters
 	l.mu.Lock()
@@ -135,14 +144,13 @@ func (s *Session) enclose(sequence uint64, expires time.Time, m *sessionpb.Lette
 		return true
 	}
 	if len(l.queue) >= maxLetters {
-		s.blocked.Store(true)
 		return false
 	}
 	if l.posted == nil {
-		l.posted = make(map[uint64]struct{})
+		l.posted = make(map[uint64]bool)
 	}
 	if unique {
-		l.posted[sequence] = struct{}{}
+		l.posted[sequence] = false
 	}
 	m.Session, m.Written = s.id[:], time.Now().UnixMilli()
 	if s.offered.Load() {
@@ -152,7 +160,7 @@ func (s *Session) enclose(sequence uint64, expires time.Time, m *sessionpb.Lette
 	if err != nil {
 		panic(err) // bytes, numbers and checked names always marshal
 	}
-	l.queue = append(l.queue, &Letter{Payload: payload, Expires: expires})
+	l.queue = append(l.queue, &Letter{Payload: payload, Expires: expires, sequence: sequence})
 	if !l.busy {
 		l.busy = s.owner.start(s.deposit)
 	}
@@ -188,7 +196,9 @@ func (s *Session) deposit() {
 		cancel()
 		if err == nil || !time.Now().Before(l.Expires) {
 			wait.Reset()
-			s.letters.done(l)
+			if s.letters.done(l) && err == nil && s.away.Load() {
+				s.path.Store(&Path{Kind: "mailbox", Transport: "mailbox"})
+			}
 			s.room()
 			continue
 		}
@@ -211,13 +221,18 @@ func (l *letters) first() (*Letter, bool) {
 	return l.queue[0], true
 }
 
-// done removes a letter, if it is still there.
-func (l *letters) done(d *Letter) {
+// done removes a letter, and reports whether it was still there.
+func (l *letters) done(d *Letter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) > 0 && l.queue[0] == d {
-		l.queue = slices.Delete(l.queue, 0, 1)
+	if len(l.queue) == 0 || l.queue[0] != d {
+		return false
 	}
+	l.queue = slices.Delete(l.queue, 0, 1)
+	if _, ok := l.posted[d.sequence]; ok {
+		l.posted[d.sequence] = true
+	}
+	return true
 }
 
 func (l *letters) stop() {

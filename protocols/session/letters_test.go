@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -440,6 +441,40 @@ func TestMailboxesOutOfReach(t *testing.T) {
 			if n := work.count(fmt.Sprint(i)); n != 1 {
 				t.Errorf("message %d was worked on %d times", i, n)
 			}
+		}
+	})
+}
+
+// What waited for a peer without a mailbox was not there before: it is not marked as
+// redelivered when the peer is back.
+func TestAwayWithoutMailbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net, post := newWires(5*time.Millisecond), newOffice()
+		post.fail = wire.Unreachable
+		var first, again atomic.Int32
+		a := net.postal(t, post, nil)
+		b := net.postal(t, post, func(_ context.Context, in *session.Inbound) (*session.Response, error) {
+			if in.Redelivered {
+				again.Add(1)
+			}
+			first.Add(1)
+			return &session.Response{Encoding: in.Encoding, Body: in.Body}, nil
+		})
+		id := a.open(t, b, session.Want{Contract: signal.Contract{QoS: signal.ExactlyOnce}}).ID()
+		b.stop(false)
+		time.Sleep(time.Second)
+		for i := range 20 {
+			a.post(t, id, fmt.Sprint(i))
+		}
+		time.Sleep(10 * time.Minute)
+		b.start(t)
+		for i := range 20 {
+			if o := a.outcome(t, id, fmt.Sprint(i), time.Minute); o.Status != delivery.Delivered {
+				t.Errorf("message %d: %+v", i, o)
+			}
+		}
+		if first.Load() != 20 || again.Load() != 0 {
+			t.Errorf("worked on %d, of which %d as redelivered", first.Load(), again.Load())
 		}
 	})
 }
