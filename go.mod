@@ -17,6 +17,7 @@ require (
 	github.com/libp2p/go-libp2p-kad-dht v0.42.2 // the directory's DHT; behind an interface of ours
 	github.com/libp2p/go-libp2p-kbucket v0.9.0 // distance of keys, as kad-dht measures it
 	github.com/libp2p/go-libp2p-record v0.3.1 // validator interface of kad-dht
+	github.com/libp2p/go-reuseport v0.4.0 // dials from ports that are listened on
 	github.com/marcopolo/simnet v0.0.7 // tests: simulated network in virtual time
 	github.com/multiformats/go-base32 v0.1.0 // keys in kad-dht's datastore
 	github.com/multiformats/go-multiaddr v0.16.1 // addresses of hosts
@@ -95,7 +96,6 @@ require (
 	github.com/libp2p/go-libp2p-routing-helpers v0.7.5 // indirect
 	github.com/libp2p/go-msgio v0.3.0 // indirect
 	github.com/libp2p/go-netroute v0.4.0 // indirect
-	github.com/libp2p/go-reuseport v0.4.0 // indirect
 	github.com/libp2p/go-yamux/v5 v5.1.0 // indirect
 	github.com/marten-seemann/tcp v0.0.0-20210406111302-dfbc87cc63fd // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect

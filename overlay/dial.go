@@ -17,6 +17,7 @@ import (
 	madns "github.com/multiformats/go-multiaddr-dns"
 
 	"openmesh/overlay/circuit"
+	"openmesh/overlay/reach"
 	"openmesh/protocols/wire"
 )
 
@@ -26,6 +27,9 @@ type Route struct {
 	// connection that exists is taken, even one that is dead without knowing it
 	// yet: close it, or avoid its relay, before dialling anew.
 	Transport string
+	// From is the TCP port of this host that the connection leaves from, one that it
+	// listens on; 0 for any.
+	From uint16
 	// Addrs are where the peer may be; if empty, the peerstore's addresses.
 	Addrs []ma.Multiaddr
 	// Avoid are relays that circuits must not lead through: they seem to be dead.
@@ -82,7 +86,7 @@ func (h *Host) dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 		h.Peerstore().AddAddrs(p, r.Addrs[:min(len(r.Addrs), maxDialAddrs)], peerstore.TempAddrTTL)
 		return h.Network().DialPeer(ctx, p)
 	}
-	done, err := h.turns.take(ctx, turn{p, r.Transport})
+	done, err := h.turns.take(ctx, turn{p, r.Transport, r.From})
 	if err != nil {
 		return nil, err
 	}
@@ -90,12 +94,20 @@ func (h *Host) dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 	if conn := h.over(p, r); conn != nil {
 		return conn, nil
 	}
+	return h.make(ctx, p, r)
+}
+
+// make makes a connection, whatever others there are.
+func (h *Host) make(ctx context.Context, p peer.ID, r Route) (network.Conn, error) {
 	if h.cfg.Gater != nil && !h.cfg.Gater.InterceptPeerDial(p) {
 		return nil, swarm.ErrGaterDisallowedConnection
 	}
 	addrs, err := h.candidates(ctx, p, r)
 	if err != nil {
 		return nil, err
+	}
+	if r.From != 0 {
+		ctx = reach.From(ctx, r.From)
 	}
 	conn, err := h.race(ctx, p, addrs)
 	if err != nil {
@@ -104,11 +116,21 @@ func (h *Host) dial(ctx context.Context, p peer.ID, r Route) (network.Conn, erro
 	return h.handover.give(ctx, h.Network(), conn)
 }
 
+// dialBeside makes a direct connection beside those that there are, for a puncher.
+func (h *Host) dialBeside(ctx context.Context, p peer.ID, addrs []ma.Multiaddr) error {
+	direct := slices.DeleteFunc(slices.Clone(addrs), IsCircuit)
+	if len(direct) == 0 {
+		return swarm.ErrNoAddresses
+	}
+	_, err := h.make(ctx, p, Route{Addrs: direct})
+	return err
+}
+
 // over returns the newest connection to p that suits r, a direct one if possible;
 // nil if there is none. A circuit through a relay that may be dead does not.
 func (h *Host) over(p peer.ID, r Route) (found network.Conn) {
 	for _, c := range slices.Backward(h.Network().ConnsToPeer(p)) {
-		if c.IsClosed() || r.Transport != "" && TransportOfConn(c) != r.Transport {
+		if c.IsClosed() || r.Transport != "" && TransportOfConn(c) != r.Transport || r.From != 0 && reach.Port(c.LocalMultiaddr()) != r.From {
 			continue
 		}
 		relay := RelayOf(c.RemoteMultiaddr())
@@ -265,6 +287,9 @@ func (h *Host) race(ctx context.Context, p peer.ID, addrs []ma.Multiaddr) (trans
 		err  error
 	}
 	ranked := h.rank(addrs)
+	if punch, _, _ := network.GetSimultaneousConnect(ctx); punch {
+		ranked = swarm.NoDelayDialRanker(addrs)
+	}
 	results := make(chan result, len(ranked))
 	for _, r := range ranked {
 		go func() {
@@ -323,6 +348,7 @@ type turns struct {
 type turn struct {
 	peer      peer.ID
 	transport string
+	from      uint16
 }
 
 // take waits until nobody has turn t, or ctx ends.

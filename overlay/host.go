@@ -94,6 +94,7 @@ type Host struct {
 	upgrader *upgraderTap
 	handover *handover
 	turns    turns
+	stirs    stirs
 }
 
 // New starts a host: it listens when New returns. Close ends it.
@@ -101,7 +102,7 @@ func New(cfg Config) (*Host, error) {
 	cfg.MaxConnections = orDefault(cfg.MaxConnections, 1024)
 	cfg.Low, cfg.High = orDefault(cfg.Low, 160), orDefault(cfg.High, 320)
 	h := &Host{cfg: cfg, reach: reach.New(cfg.Public), upgrader: &upgraderTap{key: cfg.Key},
-		handover: newHandover(), turns: turns{taken: make(map[turn]chan struct{})}}
+		handover: newHandover(), turns: turns{taken: make(map[turn]chan struct{})}, stirs: newStirs()}
 	options, err := h.options()
 	if err != nil {
 		return nil, fmt.Errorf("start host: %w", err)
@@ -163,7 +164,7 @@ func (h *Host) addCircuits() error {
 		return fmt.Errorf("a %T has no identify service", h.Host)
 	}
 	h.puncher = punch.New(punch.Config{
-		Host: h.Host, IDs: ids.IDService(), Addrs: h.reach.Holes,
+		Host: h.Host, IDs: ids.IDService(), Addrs: h.reach.Holes, Dial: h.dialBeside,
 		Upgraded: h.cfg.Upgraded, Metrics: h.cfg.Metrics, Log: h.cfg.Log,
 	})
 	return nil
@@ -198,7 +199,7 @@ func (h *Host) options() ([]libp2p.Option, error) {
 		libp2p.ShareTCPListener(),
 		libp2p.Transport(h.upgrader.tap),
 	}
-	options = append(options, transports()...)
+	options = append(options, h.transports()...)
 	if h.cfg.Gater != nil {
 		options = append(options, libp2p.ConnectionGater(h.cfg.Gater))
 	}

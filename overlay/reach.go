@@ -61,10 +61,14 @@ func (h *Host) Reachability() string { return string(h.Standing().Reachability) 
 
 // needsRelays reports whether reservations are worth holding: unless strangers have
 // been seen to reach this host over each network that it listens on, and on TCP 443,
-// which is all that some networks let out.
+// which is all that some networks let out. A public host has them only at relays that
+// it is told of: some peers may be where only these are reached.
 func (h *Host) needsRelays() bool {
-	if h.cfg.Public || h.cfg.Relays == nil && h.cfg.FindRelays == nil {
+	switch {
+	case h.cfg.Relays == nil && h.cfg.FindRelays == nil:
 		return false
+	case h.cfg.Public:
+		return h.cfg.Relays != nil && len(h.cfg.Relays()) > 0
 	}
 	s := h.Standing()
 	tcp, udp := h.reach.Ports()
@@ -134,7 +138,12 @@ func (h *Host) connected(n network.Network, c network.Conn) {
 	}
 }
 
-func (h *Host) disconnected(_ network.Network, c network.Conn) { h.reach.Forget(c) }
+func (h *Host) disconnected(_ network.Network, c network.Conn) {
+	h.reach.Forget(c)
+	if slices.Contains(h.Relays(), c.RemotePeer()) {
+		h.stirs.all()
+	}
+}
 
 // judge acts on a new verdict. A host that nobody reaches does not judge others: its
 // firewall might be what it finds.
@@ -169,6 +178,7 @@ func (h *Host) readdress() {
 	}
 	h.refresh.Emit(event.EvtAutoRelayAddrsUpdated{RelayAddrs: k.Addrs()})
 	k.Wake()
+	h.stirs.all()
 }
 
 // advertised is libp2p's AddrsFactory.

@@ -176,6 +176,27 @@ func TestFoundRelays(t *testing.T) {
 	})
 }
 
+// A public host holds reservations only at relays that it is told of, and keeps its
+// own addresses beside those.
+func TestPublicHostReserves(t *testing.T) {
+	overlaytest.Run(t, func(t *testing.T) {
+		s := newSim(t)
+		r := s.relay()
+		told := s.host(Config{Public: true, Relays: these(r)})
+		found := s.host(Config{Public: true, Relays: these(), FindRelays: func(context.Context) []RelayCandidate {
+			return []RelayCandidate{{AddrInfo: info(r)}}
+		}})
+		until(t, 10*time.Second, "the reservation", func() bool { return held(told, r) })
+		addrs := told.Addrs()
+		if !slices.ContainsFunc(addrs, IsCircuit) || !slices.ContainsFunc(addrs, func(a ma.Multiaddr) bool { return !IsCircuit(a) }) {
+			t.Errorf("addresses %v, want its own and those through the relay", addrs)
+		}
+		if relays := found.Relays(); len(relays) > 0 {
+			t.Errorf("a public host that was told of no relay reserved at %v", relays)
+		}
+	})
+}
+
 // A caller that is connected to two relays gets through at once when the one in use
 // has died without a word, whether it says which one that was or has abandoned a
 // connection through it.

@@ -12,11 +12,14 @@ import (
 	"github.com/libp2p/go-libp2p/core/transport"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcpreuse"
 	libp2pwebrtc "github.com/libp2p/go-libp2p/p2p/transport/webrtc"
 	"github.com/libp2p/go-libp2p/p2p/transport/websocket"
 	libp2pwebtransport "github.com/libp2p/go-libp2p/p2p/transport/webtransport"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
+
+	"openmesh/overlay/reach"
 )
 
 // Circuit is what [TransportOf] calls the way through a relay, whatever
@@ -57,9 +60,9 @@ func TransportOfConn(c network.Conn) string {
 
 // transports are those that the host listens and dials with. One that nobody
 // uses costs no goroutine.
-func transports() []libp2p.Option {
+func (h *Host) transports() []libp2p.Option {
 	options := []libp2p.Option{
-		libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.Transport(h.newTCP),
 		libp2p.Transport(libp2pquic.NewTransport),
 	}
 	if fips140.Enforced() {
@@ -70,6 +73,18 @@ func transports() []libp2p.Option {
 		libp2p.Transport(libp2pwebtransport.New),
 		libp2p.Transport(libp2pwebrtc.New),
 	)
+}
+
+// newTCP has TCP connections leave from the ports that the host listens on, as
+// [reach.Dialer] does, where libp2p would pick one of them at random. The hosts that
+// libp2p makes to judge others have keys of their own: they dial from fresh ports,
+// which no NAT lets in by mistake.
+func (h *Host) newTCP(u transport.Upgrader, limits network.ResourceManager, shared *tcpreuse.ConnMgr, key crypto.PrivKey) (*tcp.TcpTransport, error) {
+	if !key.Equals(h.cfg.Key) || !tcpreuse.ReuseportIsAvailable() {
+		return tcp.NewTCPTransport(u, limits, shared)
+	}
+	dialer := reach.Dialer{Listening: h.reach.Listening, Holes: h.reach.Holes}
+	return tcp.NewTCPTransport(u, limits, shared, tcp.WithDialerForAddr(func(ma.Multiaddr) (tcp.ContextDialer, error) { return dialer, nil }))
 }
 
 // upgraderTap takes libp2p's upgrader, which secures connections, out of the

@@ -68,7 +68,8 @@ type Book struct {
 func NewBook() *Book { return &Book{all: make(map[string]Observation)} }
 
 // Add records what the peer at the other end of connection conn observed. It
-// reports whether the outer address is news: a first one, or that of another network.
+// reports whether the outer address is news: a first one, that of another network, or
+// of another socket.
 func (b *Book) Add(conn string, o Observation) (news bool) {
 	o.Local, o.Observed, o.Observer = unmap(o.Local), unmap(o.Observed), unmap(o.Observer)
 	ip := o.Observed.Addr()
@@ -82,7 +83,7 @@ func (b *Book) Add(conn string, o Observation) (news bool) {
 	}
 	news = true
 	for _, other := range b.all {
-		news = news && (other.Network != o.Network || other.Observed.Addr() != ip)
+		news = news && (other.Network != o.Network || other.Observed.Addr() != ip || other.Local.Port() != o.Local.Port())
 	}
 	b.count++
 	o.order = b.count

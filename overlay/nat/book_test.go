@@ -98,6 +98,9 @@ func TestBookNewsAndBounds(t *testing.T) {
 	if !b.Add("a", first) || b.Add("b", first) || b.Add("a", first) {
 		t.Error("the first observation of an address is news, and no other")
 	}
+	if other := seen("udp", "0.0.0.0:443", "9.9.9.9:443", "5.0.0.1:1"); !b.Add("socket", other) || b.Add("socket", other) {
+		t.Error("where another socket is seen is news, once")
+	}
 	b.Remove("a")
 	b.Remove("b")
 	if !b.Add("c", first) {

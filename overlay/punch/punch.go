@@ -41,6 +41,11 @@ type Config struct {
 	// to which a hole may lead. None where no hole can be punched.
 	Addrs func() []ma.Multiaddr
 
+	// Dial makes a connection to a peer at one of the addresses, beside those that
+	// there are. To punch a hole the context has network.WithSimultaneousConnect: then
+	// all addresses are dialled at once.
+	Dial func(context.Context, peer.ID, []ma.Multiaddr) error
+
 	// Upgraded is told of a peer that had circuits only and now has a direct
 	// connection. It must not block; nil for nobody.
 	Upgraded func(peer.ID)
@@ -55,13 +60,16 @@ type Puncher struct {
 	wake   chan struct{}
 	counts counters
 
-	mu     sync.Mutex
-	closed bool
-	svc    *holepunch.Service
-	queue  map[peer.ID]*attempt
-	asking map[peer.ID]int      // coordinations that this side has begun
-	holes  map[peer.ID]struct{} // peers to which a hole was punched
-	news   []peer.ID            // peers that got a direct connection
+	mu        sync.Mutex
+	closed    bool
+	svc       *holepunch.Service
+	queue     map[peer.ID]*attempt
+	asking    map[peer.ID]int            // coordinations that this side has begun
+	answering map[peer.ID]int            // coordinations that the peer has begun
+	digs      map[peer.ID][]ma.Multiaddr // peers to which a hole is being punched, and their addresses of QUIC
+	slower    map[peer.ID][]ma.Multiaddr // peers to which TCP was sooner
+	holes     map[peer.ID]struct{}       // peers to which a hole was punched
+	news      []peer.ID                  // peers that got a direct connection
 }
 
 // attempt is the next try to reach a peer directly.
@@ -69,6 +77,7 @@ type attempt struct {
 	due     time.Time
 	tries   int
 	running bool
+	kicked  bool // while it ran
 }
 
 // Counts are the attempts so far to replace circuits, by a plain dial or a hole, that
@@ -97,7 +106,8 @@ func delays(tries int) time.Duration {
 func New(cfg Config) *Puncher {
 	return &Puncher{
 		cfg: cfg, wake: make(chan struct{}, 1),
-		queue: make(map[peer.ID]*attempt), asking: make(map[peer.ID]int), holes: make(map[peer.ID]struct{}),
+		queue: make(map[peer.ID]*attempt), asking: make(map[peer.ID]int), answering: make(map[peer.ID]int),
+		digs: make(map[peer.ID][]ma.Multiaddr), slower: make(map[peer.ID][]ma.Multiaddr), holes: make(map[peer.ID]struct{}),
 	}
 }
 
@@ -117,6 +127,7 @@ func (p *Puncher) Run(ctx context.Context) error {
 			return err
 		}
 		p.tell()
+		p.follow(ctx, &all)
 		wait := p.start(ctx, &all, slots)
 		select {
 		case <-p.wake:
@@ -143,7 +154,7 @@ func (p *Puncher) close() error {
 func (p *Puncher) Kick() {
 	p.mu.Lock()
 	for _, a := range p.queue {
-		a.due, a.tries = time.Now(), 0
+		a.due, a.tries, a.kicked = time.Now(), 0, a.running
 	}
 	p.mu.Unlock()
 	p.signal()
@@ -197,7 +208,10 @@ func (p *Puncher) Punch(ctx context.Context, to peer.ID) error {
 	return p.coordinate(ctx, svc, to)
 }
 
-var errNoCircuit = errors.New("it is not connected through a relay")
+var (
+	errNoCircuit = errors.New("it is not connected through a relay")
+	errAnswering = errors.New("that side has just asked for one itself")
+)
 
 // dial tries the peer's own addresses, if any may lead to it.
 func (p *Puncher) dial(ctx context.Context, to peer.ID) error {
@@ -241,7 +255,11 @@ func (p *Puncher) start(ctx context.Context, all *sync.WaitGroup, slots chan str
 
 // try is one attempt.
 func (p *Puncher) try(ctx context.Context, to peer.ID) {
-	err := p.Punch(ctx, to)
+	p.finish(to, p.Punch(ctx, to))
+}
+
+// finish says what follows an attempt that ended with err.
+func (p *Puncher) finish(to peer.ID, err error) {
 	_, direct := connections(p.cfg.Host.Network(), to)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -257,12 +275,16 @@ func (p *Puncher) try(ctx context.Context, to peer.ID) {
 		return
 	case err == nil:
 		a.tries, a.due = -1, time.Now().Add(proof)
+	case errors.Is(err, errAnswering):
+		a.due = time.Now().Add(delays(1)) // that may do
+	case a.kicked:
+		a.due = time.Now() // what it did not know yet it may not have used
 	default:
 		a.tries = max(a.tries, 0) + 1
 		a.due = time.Now().Add(delays(a.tries))
 		p.cfg.Log.Debug("still relayed", zap.Stringer("peer", to), zap.Int("tries", a.tries), zap.Error(err))
 	}
-	a.running = false
+	a.running, a.kicked = false, false
 }
 
 // connected queues a peer that is reached through a relay only, and notes one that
@@ -272,7 +294,11 @@ func (p *Puncher) connected(c network.Conn) {
 	_, direct := connections(p.cfg.Host.Network(), to)
 	p.mu.Lock()
 	a := p.queue[to]
-	switch isCircuit := circuit.Is(c.RemoteMultiaddr()); {
+	isCircuit := circuit.Is(c.RemoteMultiaddr())
+	if _, digs := p.digs[to]; digs && !isCircuit {
+		p.punched(to) // known before anybody uses the connection
+	}
+	switch {
 	case !isCircuit && a != nil:
 		p.news = append(p.news, to)
 	case isCircuit && a == nil && len(direct) == 0 && len(p.queue) < maxPeers:
@@ -320,24 +346,46 @@ func (p *Puncher) tell() {
 	}
 }
 
-func (p *Puncher) begin(to peer.ID) {
+// begin notes that this side asks for a hole, unless it is answering the peer, who
+// asked for one: two attempts at once would confuse who is the client.
+func (p *Puncher) begin(to peer.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asking[to]++
-}
-
-func (p *Puncher) end(to peer.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.asking[to]--; p.asking[to] == 0 {
-		delete(p.asking, to)
+	if p.answering[to] > 0 {
+		return false
 	}
+	p.asking[to]++
+	return true
 }
 
-func (p *Puncher) begun(to peer.ID) bool {
+func (p *Puncher) end(to peer.ID) { p.leave(p.asking, to) }
+
+// answer notes that this side does as the peer asked, unless it is asking itself and
+// goes ahead: of two who ask at once, the one with the smaller id does.
+func (p *Puncher) answer(to peer.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.asking[to] > 0
+	if p.asking[to] > 0 && p.cfg.Host.ID() < to {
+		return false
+	}
+	p.answering[to]++
+	return true
+}
+
+func (p *Puncher) isAnswering(to peer.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.answering[to] > 0
+}
+
+func (p *Puncher) answered(to peer.ID) { p.leave(p.answering, to) }
+
+func (p *Puncher) leave(busy map[peer.ID]int, to peer.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if busy[to]--; busy[to] == 0 {
+		delete(busy, to)
+	}
 }
 
 // connections returns those to a peer that lead through relays, and the others.

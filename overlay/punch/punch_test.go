@@ -45,6 +45,9 @@ func newSide(t *testing.T, open bool) *side {
 	s.Puncher = New(Config{
 		Host: s.Host, IDs: s.Host.(interface{ IDService() identify.IDService }).IDService(), Log: zap.NewNop(),
 		Upgraded: func(p peer.ID) { s.upgraded <- p },
+		Dial: func(ctx context.Context, p peer.ID, addrs []ma.Multiaddr) error {
+			return s.Host.Connect(ctx, peer.AddrInfo{ID: p, Addrs: addrs})
+		},
 		Addrs: func() []ma.Multiaddr {
 			if s.open.Load() {
 				return ma.FilterAddrs(s.Host.Network().ListenAddresses(), func(a ma.Multiaddr) bool { return !circuit.Is(a) })
@@ -160,14 +163,131 @@ func TestPunchRefusals(t *testing.T) {
 	}
 }
 
-// What the service reports is how peers count until they are gone.
+// What the service reports is how peers count until they are gone, and whoever
+// connects meanwhile comes through the hole.
 func TestPunched(t *testing.T) {
 	t.Parallel()
-	p := New(Config{})
+	p := New(Config{Host: newHost(t)})
+	p.Trace(&holepunch.Event{Remote: "y", Evt: &holepunch.StartHolePunchEvt{}})
+	for id, want := range map[peer.ID]bool{"y": true, "z": false} {
+		if p.connected(directTo{peer: id}); p.Punched(id) != want {
+			t.Errorf("%s connected, punched: %v", id, p.Punched(id))
+		}
+	}
 	for _, success := range []bool{false, true} {
 		p.Trace(&holepunch.Event{Remote: "x", Evt: &holepunch.EndHolePunchEvt{Success: success}})
 		if p.Punched("x") != success {
 			t.Errorf("punched: %v after %v", p.Punched("x"), success)
+		}
+	}
+}
+
+// Where a hole led to a peer by TCP sooner than by QUIC, QUIC follows.
+func TestQUICFollows(t *testing.T) {
+	t.Parallel()
+	const quic = "/ip4/9.9.9.9/udp/4747/quic-v1"
+	dialled, upgraded := make(chan []ma.Multiaddr, 1), make(chan peer.ID, 1)
+	p := New(Config{
+		Host: newHost(t), Log: zap.NewNop(), Addrs: func() []ma.Multiaddr { return nil },
+		Dial:     func(_ context.Context, _ peer.ID, addrs []ma.Multiaddr) error { dialled <- addrs; return nil },
+		Upgraded: func(id peer.ID) { upgraded <- id },
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	begin := &holepunch.StartHolePunchEvt{RemoteAddrs: []string{"/ip4/9.9.9.9/tcp/443", quic, "nonsense"}}
+	for _, success := range []bool{false, true} {
+		p.Trace(&holepunch.Event{Remote: "x", Evt: begin})
+		p.Trace(&holepunch.Event{Remote: "x", Evt: &holepunch.EndHolePunchEvt{Success: success}})
+	}
+	if got := <-dialled; len(got) != 1 || got[0].String() != quic {
+		t.Errorf("dialled %v, want %s", got, quic)
+	}
+	if got := <-upgraded; got != "x" {
+		t.Errorf("told of %q", got)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(dialled) > 0 {
+		t.Error("dialled again")
+	}
+}
+
+// directTo is a connection to a peer.
+type directTo struct {
+	network.Conn
+	peer peer.ID
+}
+
+func (c directTo) RemotePeer() peer.ID           { return c.peer }
+func (c directTo) RemoteMultiaddr() ma.Multiaddr { return ma.StringCast("/ip4/9.9.9.9/tcp/1") }
+
+// An attempt that fails after the host learned where it is seen is made again at
+// once.
+func TestKickWhileTrying(t *testing.T) {
+	t.Parallel()
+	p := New(Config{Host: newHost(t), Log: zap.NewNop()})
+	for _, kicked := range []bool{false, true} {
+		p.queue["x"] = &attempt{tries: 3, running: true}
+		if kicked {
+			p.Kick()
+		}
+		p.finish("x", errors.New("no way"))
+		if a := p.queue["x"]; a.running || time.Until(a.due) <= 0 != kicked {
+			t.Errorf("kicked %v: the next attempt is due in %v", kicked, time.Until(a.due))
+		}
+	}
+}
+
+// A hole is dialled by the addresses that the peer told alone, and never with both
+// sides as the client.
+func TestPunchDials(t *testing.T) {
+	t.Parallel()
+	errDialled := errors.New("dialled")
+	p := New(Config{Host: newHost(t), Dial: func(ctx context.Context, to peer.ID, _ []ma.Multiaddr) error { return errDialled }})
+	to := peer.AddrInfo{ID: newHost(t).ID()}
+	for _, tc := range []struct{ answers, client, dials bool }{{true, true, true}, {false, false, true}, {false, true, false}} {
+		if tc.answers {
+			p.answer(to.ID)
+		}
+		err := seat{p.cfg.Host, p}.Connect(network.WithSimultaneousConnect(t.Context(), tc.client, "test"), to)
+		if errors.Is(err, errDialled) != tc.dials {
+			t.Errorf("%+v: %v", tc, err)
+		}
+		if tc.answers {
+			p.answered(to.ID)
+		}
+	}
+	if err := (seat{p.cfg.Host, p}).Connect(t.Context(), to); errors.Is(err, errDialled) {
+		t.Error("a plain dial is made like one of a hole")
+	}
+}
+
+// Only one attempt is made at a time with a peer, whoever asks.
+func TestOneAtATime(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	smaller, larger := peer.ID(""), h.ID()+"x"
+	for _, tc := range []struct {
+		peer    peer.ID
+		answers bool // while it is asking itself
+	}{{smaller, true}, {larger, false}} {
+		p := New(Config{Host: h})
+		if !p.answer(tc.peer) || p.begin(tc.peer) {
+			t.Error("asks while it answers")
+		}
+		p.answered(tc.peer)
+		if !p.begin(tc.peer) {
+			t.Error("does not ask after it answered")
+		}
+		if p.answer(tc.peer) != tc.answers {
+			t.Errorf("answers a peer while it asks: %v", !tc.answers)
+		}
+		p.end(tc.peer)
+		if !p.answer(tc.peer) {
+			t.Error("does not answer after it asked")
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (r *Collector) LeadHere(found []ma.Multiaddr) []ma.Multiaddr {
 func (r *Collector) forwarded() []ma.Multiaddr {
 	own := r.Own()
 	var out []ma.Multiaddr
-	for _, a := range r.listening() {
+	for _, a := range r.Listening() {
 		v := r.book.View(networkOf(a), own)
 		if len(v.Outer) == 0 || v.Mapping == nat.NoNAT {
 			continue
@@ -84,7 +84,7 @@ func (r *Collector) Holes() []ma.Multiaddr {
 			out = append(out, a)
 		}
 	}
-	for _, a := range r.listening() {
+	for _, a := range r.Listening() {
 		if !plain(a) {
 			continue
 		}
@@ -117,10 +117,10 @@ func ipAddr(ip netip.Addr) ma.Multiaddr {
 func notPublic(a ma.Multiaddr) bool { return circuit.Is(a) || !manet.IsPublicAddr(a) }
 
 // plain reports whether a is of TCP or QUIC itself.
-func plain(a ma.Multiaddr) bool {
-	if len(a) == 0 {
-		return false
-	}
-	code := a[len(a)-1].Protocol().Code
-	return code == ma.P_TCP || code == ma.P_QUIC_V1
+func plain(a ma.Multiaddr) bool { return isTCP(a) || endsIn(a, ma.P_QUIC_V1) }
+
+func isTCP(a ma.Multiaddr) bool { return endsIn(a, ma.P_TCP) }
+
+func endsIn(a ma.Multiaddr, code int) bool {
+	return len(a) > 0 && a[len(a)-1].Protocol().Code == code
 }

@@ -117,7 +117,7 @@ func (r *Collector) Own() []netip.Addr {
 
 // Ports returns what the host listens on.
 func (r *Collector) Ports() (tcp, udp []uint16) {
-	for _, a := range r.listening() {
+	for _, a := range r.Listening() {
 		port := addrPort(a).Port()
 		switch networkOf(a) {
 		case "tcp":
@@ -131,7 +131,21 @@ func (r *Collector) Ports() (tcp, udp []uint16) {
 	return slices.Compact(tcp), slices.Compact(udp)
 }
 
-func (r *Collector) listening() []ma.Multiaddr {
+// Punchable returns the ports of TCP itself to which holes may lead: those listened
+// on for more than this machine.
+func (r *Collector) Punchable() []uint16 {
+	var ports []uint16
+	for _, a := range r.Listening() {
+		if at := addrPort(a); isTCP(a) && !at.Addr().IsLoopback() {
+			ports = append(ports, at.Port())
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// Listening returns what the host listens on.
+func (r *Collector) Listening() []ma.Multiaddr {
 	l := r.local.Load()
 	if l == nil {
 		return nil
@@ -155,6 +169,9 @@ func addrPort(a ma.Multiaddr) netip.AddrPort {
 	}
 	return netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(port))
 }
+
+// Port returns the TCP or UDP port that an address begins with; 0 if there is none.
+func Port(a ma.Multiaddr) uint16 { return addrPort(a).Port() }
 
 // Note records where the peer of connection c says it sees this host, and reports
 // whether that was news. Only the sockets that others may be told of matter. trusted

@@ -123,12 +123,19 @@ func (h *health) check(ctx context.Context, c network.Conn) {
 			h.answered(c.RemotePeer(), rtt)
 			return
 		}
-		if ctx.Err() != nil || c.IsClosed() {
+		if ctx.Err() != nil || c.IsClosed() || refused(err) {
 			return
 		}
 	}
 	h.cfg.Log.Info("connection does not answer", zap.Stringer("peer", c.RemotePeer()), zap.Stringer("addr", c.RemoteMultiaddr()), zap.Error(err))
 	c.Close()
+}
+
+// refused reports whether a ping failed because one side has too many of them: the
+// peer lives, or was not asked.
+func refused(err error) bool {
+	var reset *network.StreamError
+	return errors.As(err, &reset) && reset.Remote || errors.Is(err, network.ErrResourceLimitExceeded)
 }
 
 // pingSize is libp2p's.
