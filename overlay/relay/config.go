@@ -118,7 +118,7 @@ func (c Config) chunk() int {
 	n := int64(largeBuffer)
 	for _, rate := range []Rate{c.Rate, c.RatePerPeer} {
 		if rate.BytesPerSecond > 0 {
-			n = min(n, max(smallBuffer, rate.BytesPerSecond/64))
+			n = min(n, max(smallBuffer, rate.BytesPerSecond/256))
 		}
 	}
 	return int(n)

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"container/heap"
 	"sync"
 	"time"
@@ -13,7 +14,9 @@ import (
 // [SFQ]. Each chunk gets a start tag: where its flow's last chunk ended, or what
 // is being served now, whichever is later; the smallest tag goes first. So flows
 // that want more than their share get equal bytes, however many circuits and
-// whatever chunks they bring, and one that wants less does not wait for them.
+// whatever chunks they bring, and one that wants less does not wait for them: of
+// equal tags, which flows that are held back have all the time, the smallest chunk
+// goes first.
 //
 // A nil pacer is unlimited and costs nothing.
 //
@@ -25,7 +28,7 @@ type pacer struct {
 	level   float64   // bytes that may pass now
 	at      time.Time // when level was right
 	virtual int64     // start tag being served
-	arrived uint64    // breaks ties of tags
+	arrived uint64    // breaks ties of tags and sizes
 	queue   waiters
 	timer   *time.Timer // for the head of the queue
 	flows   map[peer.ID]*flow
@@ -175,16 +178,13 @@ func (p *pacer) arm() {
 	}
 }
 
-// waiters is a heap by start tag.
+// waiters is a heap by start tag, size and arrival.
 type waiters []*waiter
 
 func (q waiters) Len() int { return len(q) }
 
 func (q waiters) Less(i, j int) bool {
-	if q[i].start != q[j].start {
-		return q[i].start < q[j].start
-	}
-	return q[i].arrived < q[j].arrived
+	return cmp.Or(cmp.Compare(q[i].start, q[j].start), cmp.Compare(q[i].size, q[j].size), cmp.Compare(q[i].arrived, q[j].arrived)) < 0
 }
 
 func (q waiters) Swap(i, j int) {
