@@ -184,7 +184,12 @@ func (t *Table) Reach() (servers int, lost time.Time, why error) {
 // them is taken: more than one, since any one may be behind or lie by omission.
 const quorum = 4
 
-// Search returns the best value under key that the servers closest to it hold.
+// grace is how long others may take once a server has answered with a value: those
+// that are dead, or out of this node's reach, would cost seconds each.
+const grace = time.Second
+
+// Search returns the best value under key that the servers closest to it hold, and
+// that they give soon after the first of them.
 // Errors: wire.NotFound, wire.Unreachable, or that ctx ended.
 func (t *Table) Search(ctx context.Context, key string) ([]byte, error) {
 	if err := t.askable(ctx); err != nil {
@@ -196,10 +201,7 @@ func (t *Table) Search(ctx context.Context, key string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up %s: %w", key, err)
 	}
-	var best []byte
-	for v := range found {
-		best = v
-	}
+	best := last(found, grace)
 	switch {
 	case best != nil:
 		return best, nil
@@ -207,6 +209,25 @@ func (t *Table) Search(ctx context.Context, key string) ([]byte, error) {
 		return nil, fmt.Errorf("look up %s: %w", key, ctx.Err())
 	}
 	return nil, wire.Errorf(wire.NotFound, "look up %s: no directory server has it", key)
+}
+
+// last returns the last value of a channel: of all, or of those that come within some
+// time of the first.
+func last(values <-chan []byte, within time.Duration) (v []byte) {
+	var late <-chan time.Time
+	for {
+		select {
+		case next, ok := <-values:
+			if !ok {
+				return v
+			}
+			if v = next; late == nil {
+				late = time.After(within)
+			}
+		case <-late:
+			return v
+		}
+	}
 }
 
 // askable waits until there is someone to ask, be it this node, or says that
