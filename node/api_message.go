@@ -76,6 +76,8 @@ func (n sessionAPI) openTarget(ctx context.Context, target string, r *openmeshv1
 	s, err := n.sessions.Open(ctx, t, w)
 	if err == nil {
 		n.seen.add(s.Peer())
+	} else if wire.CodeOf(err) == wire.Unreachable && t.Agent != "" {
+		n.directory.Doubt(t.Agent, t.Route.Peer) // it may be elsewhere by now: the next attempt looks anew
 	}
 	return s, err
 }

@@ -18,6 +18,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"openmesh/overlay"
 	"openmesh/protocols/forward"
@@ -144,12 +145,15 @@ func (d hopDialer) NewStream(ctx context.Context, p peer.ID, addrs []ma.Multiadd
 	return d.host.OpenStream(ctx, c, id)
 }
 
-// forward opens a circuit over the first of the route's chains that works. The
-// error tells of each what failed.
+// forward opens a circuit over the first of the route's chains that works; those that
+// failed a moment ago come last. The error tells of each what failed.
 func (w ways) forward(ctx context.Context, r session.Route, inner protocol.ID) (*forward.Conn, error) {
 	var errs []error
-	for _, chain := range r.Through {
+	for _, chain := range w.n.setbacks.order(r.Through, time.Now()) {
 		c, err := w.forwardOver(ctx, chain, r.Target, inner)
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			w.n.setbacks.note(chain, err, time.Now())
+		}
 		if err == nil {
 			return c, nil
 		}
@@ -165,15 +169,23 @@ func (w ways) forward(ctx context.Context, r session.Route, inner protocol.ID) (
 }
 
 func (w ways) forwardOver(ctx context.Context, chain session.Chain, target *identity.Certificate, inner protocol.ID) (*forward.Conn, error) {
-	var p forward.Path
-	for _, a := range chain {
-		hop, err := w.n.hop(ctx, a)
-		if err != nil {
-			return nil, fmt.Errorf("forwarding relay %s: %w", a, err)
-		}
-		p.Hops = append(p.Hops, hop)
+	p := forward.Path{Hops: make([]forward.Hop, len(chain))}
+	var lookups errgroup.Group
+	for i, a := range chain {
+		lookups.Go(func() (err error) {
+			if p.Hops[i], err = w.n.hop(ctx, a); err != nil {
+				return fmt.Errorf("forwarding relay %s: %w", a, err)
+			}
+			return nil
+		})
 	}
-	p.Target = forward.HopOf(target, w.n.placeOf(ctx, target.Agent))
+	lookups.Go(func() error {
+		p.Target = forward.HopOf(target, w.n.placeOf(ctx, target.Agent))
+		return nil
+	})
+	if err := lookups.Wait(); err != nil {
+		return nil, err
+	}
 	return forward.Dial(ctx, hopDialer{w.n.host, false}, p, inner)
 }
 

@@ -83,6 +83,7 @@ type Node struct {
 	multicasts *multicasts
 	relays     *relays
 	post       *post
+	setbacks   setbacks
 	renew      chan struct{} // there is something new to announce
 
 	// Made by Run, before ready is closed.

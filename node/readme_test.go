@@ -9,7 +9,9 @@ import (
 
 	"openmesh/overlay/directory/kad"
 	"openmesh/protocols/descriptor"
+	"openmesh/protocols/forward"
 	"openmesh/protocols/identity"
+	"openmesh/protocols/mailbox"
 	"openmesh/protocols/session"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
@@ -44,6 +46,7 @@ func TestProtocolsREADME(t *testing.T) {
 		strings.Replace(string(kad.Protocol(realm)), "/7/", "/<realm>/", 1),
 		strings.Replace(string(descriptor.WithdrawProtocol(realm)), "/7/", "/<realm>/", 1),
 		string(descriptor.Protocol), signal.Protocol, session.Protocol,
+		string(forward.Protocol), string(forward.ProbeProtocol), string(mailbox.Protocol),
 	} {
 		if !strings.Contains(text, "| `"+id+"` |") {
 			t.Errorf("%s does not have %s", file, id)

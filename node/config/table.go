@@ -62,7 +62,7 @@ func (c *Config) networkingKeys() []Key {
 		"/ip6/::/tcp/4747,/ip6/::/udp/4747/quic-v1,/ip6/::/tcp/4748/ws," +
 		"/ip6/::/udp/4747/quic-v1/webtransport,/ip6/::/udp/4748/webrtc-direct"
 	return []Key{
-		key("networking.listen", &n.Listen, form.List(form.ListenAddr(), 0), listen, "Where peers connect to; port 0 is any free one."),
+		key("networking.listen", &n.Listen, form.List(form.ListenAddr(), 0), listen, "Where peers connect to; port 0 is any free one. An empty list is nowhere: then this node is reached through relays only."),
 		key("networking.grpc_listen", &n.GRPCListen, form.List(form.HostPort(), 0), "",
 			"Where sessions are taken over gRPC, which looks like HTTPS, for peers whose network lets nothing else out; use port 443 on servers."),
 		key("networking.announce", &n.Announce, form.List(form.AnnounceAddr(), 0), "", "Addresses to tell peers, instead of those found."),
