@@ -28,6 +28,7 @@
 // lab however its test ends.
 //
 // It needs Linux, root, and the programs ip (iproute2), nft (nftables) and
-// nsenter (util-linux). Where these are missing [New] skips the test, or fails
-// it if OPENMESH_NETLAB is "require". On other systems the package is empty.
+// nsenter (util-linux), and minutes: tests that use it are skipped unless the
+// environment has OPENMESH_NETLAB=require; then they fail where something is
+// missing. On other systems the package is empty.
 package netlab

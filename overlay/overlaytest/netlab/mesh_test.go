@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -28,15 +29,18 @@ type mesh struct {
 
 // counter is a's handler: it answers {"n": 7} with the same, and counts.
 type counter struct {
-	pulse *pulse // of its work
+	capability string
+	pulse      *pulse // of its work
 
 	mu       sync.Mutex
 	seen     map[int]int // times by n
 	repeated map[int]int // of these, as a repeat that may be one
 }
 
-func newCounter() *counter {
-	return &counter{pulse: newPulse(), seen: make(map[int]int), repeated: make(map[int]int)}
+func newCounter() *counter { return newCounterOf(capability) }
+
+func newCounterOf(capability string) *counter {
+	return &counter{capability: capability, pulse: newPulse(), seen: make(map[int]int), repeated: make(map[int]int)}
 }
 
 // offer has the counter listen on a host, and writes the file of what a daemon there
@@ -45,8 +49,8 @@ func (c *counter) offer(t *testing.T, lab *netlab.Lab, h *netlab.Host) (file str
 	t.Helper()
 	listener := h.Listen("127.0.0.1:0")
 	go http.Serve(listener, c) // until the listener closes
-	file = filepath.Join(lab.Dir(), "count.yaml")
-	document := fmt.Sprintf("name: %s\nversion: 1.0.0\nhandler:\n  http: {url: %q}\n", capability, "http://"+listener.Addr().String())
+	file = filepath.Join(lab.Dir(), path.Base(c.capability)+".yaml")
+	document := fmt.Sprintf("name: %s\nversion: 1.0.0\nhandler:\n  http: {url: %q}\n", c.capability, "http://"+listener.Addr().String())
 	check(t, os.WriteFile(file, []byte(document), 0o600))
 	return file
 }

@@ -216,7 +216,7 @@ func (n *home) checkForwarded(t *testing.T, host, p socket) {
 
 // A router that gets another address, or starts anew, lets nothing in until the
 // host has sent again. Its namesake in another lab does not notice.
-func TestReaddress(t *testing.T) {
+func TestRouterMoves(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name   string

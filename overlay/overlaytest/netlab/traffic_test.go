@@ -34,17 +34,17 @@ var (
 
 // traffic is a load under way.
 type traffic struct {
-	mesh    *mesh
-	load    load
-	client  *api.Client // of b
-	session string      // opened for it; empty: calls find theirs
-	pulse   *pulse      // of answers, or of arrivals where nothing is answered
-	stop    context.CancelFunc
-	all     sync.WaitGroup
+	mesh   *mesh
+	load   load
+	client *api.Client // of b
+	pulse  *pulse      // of answers, or of arrivals where nothing is answered
+	stop   context.CancelFunc
+	all    sync.WaitGroup
 
-	mu     sync.Mutex
-	count  int
-	failed []error
+	mu      sync.Mutex
+	session string // opened for it; calls find theirs
+	count   int
+	failed  []error
 }
 
 // start has b begin with a load, until end is called.
@@ -104,7 +104,7 @@ func (tr *traffic) next() int {
 // one sends number n and takes note of how that ends.
 func (tr *traffic) one(ctx context.Context, n int) {
 	send := tr.message
-	if tr.session == "" {
+	if tr.load.qos == "" {
 		send = tr.call
 	}
 	err := send(ctx, n)
@@ -121,17 +121,20 @@ const patience = 30_000 // ms, with one number
 
 func (tr *traffic) call(ctx context.Context, n int) error {
 	resp, err := tr.client.Session.Call(ctx, &openmeshv1.CallRequest{
-		Target: tr.mesh.a.Ready.Agent, Capability: capability, TimeoutMs: patience, Body: &openmeshv1.CallRequest_Json{Json: tr.body(n)},
+		Target: tr.mesh.a.Ready.Agent, Capability: tr.mesh.work.capability, TimeoutMs: patience, Body: &openmeshv1.CallRequest_Json{Json: tr.body(n)},
 	})
 	if err != nil {
 		return err
 	}
+	tr.mu.Lock()
+	tr.session = resp.Session
+	tr.mu.Unlock()
 	return isNumber(resp.GetJson(), n)
 }
 
 func (tr *traffic) message(ctx context.Context, n int) error {
 	resp, err := tr.client.Session.Send(ctx, &openmeshv1.SendRequest{
-		Session: tr.session, Capability: capability, WaitMs: patience, Body: &openmeshv1.SendRequest_Json{Json: tr.body(n)},
+		Session: tr.session, Capability: tr.mesh.work.capability, WaitMs: patience, Body: &openmeshv1.SendRequest_Json{Json: tr.body(n)},
 	})
 	switch {
 	case err != nil:
@@ -164,13 +167,19 @@ func isNumber(body string, n int) error {
 // returned before.
 func (tr *traffic) until(t *testing.T, transport string, within time.Duration) (gap time.Duration) {
 	t.Helper()
+	return tr.untilOver(t, transport, (*openmeshv1.Channel).GetTransport, within)
+}
+
+// untilOver is until for what way says of the channel in use.
+func (tr *traffic) untilOver(t *testing.T, want string, way func(*openmeshv1.Channel) string, within time.Duration) (gap time.Duration) {
+	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(within)
 	var since time.Time
 	from, now := 0, ""
 	for {
-		if now = tr.transport(t); now != transport {
+		if now = way(tr.channel(t)); now != want {
 			since = time.Time{}
 		} else if since.IsZero() {
 			since, from = time.Now(), tr.pulse.count()
@@ -182,20 +191,23 @@ func (tr *traffic) until(t *testing.T, transport string, within time.Duration) (
 		case <-tick.C:
 		case <-deadline:
 			t.Fatalf("after %s the session runs over %q, want %s; %d numbers came through; failures: %v",
-				within, now, transport, tr.pulse.count(), errors.Join(tr.failures()...))
+				within, now, want, tr.pulse.count(), errors.Join(tr.failures()...))
 		}
 	}
 }
 
-// transport is what the session with a runs over now.
-func (tr *traffic) transport(t *testing.T) string {
+// channel is what the session with a runs over now; nil for none.
+func (tr *traffic) channel(t *testing.T) *openmeshv1.Channel {
 	t.Helper()
+	tr.mu.Lock()
+	id := tr.session
+	tr.mu.Unlock()
 	for _, s := range sessions(t, tr.client, tr.mesh.a) {
-		if (tr.session == "" || s.Session == tr.session) && len(s.Channels) > 0 {
-			return s.Channels[0].Transport
+		if s.Session == id && len(s.Channels) > 0 {
+			return s.Channels[0]
 		}
 	}
-	return ""
+	return nil
 }
 
 func (tr *traffic) failures() []error {
