@@ -24,6 +24,7 @@ type benchmark struct {
 	use, short, long, example string
 	run                       bench.Run
 	idle                      bool                               // measure an idle daemon as well
+	relays                    int                                // processes of relays beside the server
 	baseline                  bool                               // may be compared with another program
 	both                      bool                               // over QUIC and TCP; else --transport says over which
 	setup                     func(transport string) bench.Setup // of the nodes; nil: as they are by default
@@ -36,7 +37,7 @@ func newBench(p *program) *cobra.Command {
 	cmd.Use, cmd.Short, cmd.Example = "bench", "Measure what OpenMesh costs", "  openmesh bench\n  openmesh bench sessions --json"
 	cmd.Long = "Measure what OpenMesh costs, with synthetic workloads between two processes on this machine.\n" +
 		"Without a subcommand: bench calls.\n" + benchManners
-	for _, b := range []benchmark{calls, benchDurable(), benchSessions(), benchFailover(), benchRekey()} {
+	for _, b := range []benchmark{calls, benchDurable(), benchSessions(), benchFailover(), benchRekey(), benchPaths()} {
 		cmd.AddCommand(newBenchmark(p, b))
 	}
 	cmd.AddCommand(newBenchServe(p))
@@ -100,6 +101,18 @@ func benchRekey() benchmark {
 		example: "  openmesh bench rekey --time 3s --rounds 5",
 		flags: func(cmd *cobra.Command, c *bench.Config) {
 			cmd.Flags().DurationVar(&c.Every, "every", time.Second, "between two changes of keys")
+		},
+	}
+}
+
+func benchPaths() benchmark {
+	return benchmark{
+		use: "paths", short: "Measure what relays cost a session", run: bench.Paths, relays: bench.PathRelays,
+		long: "Measure calls and bulk transfer in sessions between two agents over each way that there is, in turns: direct,\n" +
+			"through a relay (circuit relay v2), and forwarded through one, two and three relays; with the ratios to direct.",
+		example: "  openmesh bench paths --rounds 5 --json",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntVar(&c.Bulk, "bulk-mb", 32, "size of one bulk transfer, in MiB")
 		},
 	}
 }
@@ -187,7 +200,7 @@ func (p *program) bench(ctx context.Context, b benchmark, cfg bench.Config, jets
 			return fmt.Errorf("measure idle daemon: %w", err)
 		}
 	}
-	r, err := runBench(ctx, b.run, cfg, dir, jetstream)
+	r, err := runBench(ctx, b, cfg, dir, jetstream)
 	if err != nil {
 		return err
 	}

@@ -19,9 +19,9 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// runBench starts the server process, and the baseline if there is one, and
-// measures against them in folders of dir.
-func runBench(ctx context.Context, run bench.Run, cfg bench.Config, dir, jetstream string) (r *bench.Report, err error) {
+// runBench starts the processes that b needs, and measures against them, in folders
+// of dir.
+func runBench(ctx context.Context, b benchmark, cfg bench.Config, dir, jetstream string) (r *bench.Report, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cfg.Home = filepath.Join(dir, "client")
@@ -31,19 +31,42 @@ func runBench(ctx context.Context, run bench.Run, cfg bench.Config, dir, jetstre
 		}
 		defer func() { err = errors.Join(err, cfg.Baseline.Stop()) }()
 	}
-	setup, err := json.Marshal(cfg.Setup)
-	if err != nil {
-		return nil, err
+	for i := range b.relays {
+		setup := cfg.Setup
+		setup.Relay = true
+		relay, child, err := startServer(ctx, setup, filepath.Join(dir, fmt.Sprintf("relay-%d", i+1)))
+		if err != nil {
+			return nil, fmt.Errorf("start relay: %w", err)
+		}
+		defer stopChild(child) // its end is of no interest once all is measured
+		cfg.Relays = append(cfg.Relays, relay)
+		if i == 0 {
+			cfg.Setup.Relays = relay.Node
+		}
 	}
-	server, line, err := startChild(ctx, "bench", "serve", "--setup", string(setup), filepath.Join(dir, "server"))
+	server, child, err := startServer(ctx, cfg.Setup, filepath.Join(dir, "server"))
 	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, stopChild(server)) }()
-	if err := json.Unmarshal(line, &cfg.Server); err != nil {
 		return nil, fmt.Errorf("start server: %w", err)
 	}
-	return run(ctx, cfg)
+	defer func() { err = errors.Join(err, stopChild(child)) }()
+	cfg.Server = server
+	return b.run(ctx, cfg)
+}
+
+// startServer starts a process of a benchmark, which tells where it is.
+func startServer(ctx context.Context, setup bench.Setup, home string) (s bench.Server, child *exec.Cmd, err error) {
+	text, err := json.Marshal(setup)
+	if err != nil {
+		return s, nil, err
+	}
+	child, line, err := startChild(ctx, "bench", "serve", "--setup", string(text), home)
+	if err != nil {
+		return s, nil, err
+	}
+	if err := json.Unmarshal(line, &s); err != nil {
+		return s, nil, errors.Join(err, stopChild(child))
+	}
+	return s, child, nil
 }
 
 func startBaseline(ctx context.Context, program, dir string) (*load.Baseline, error) {

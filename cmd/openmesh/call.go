@@ -48,6 +48,7 @@ func newCall(p *program) *cobra.Command {
 		ValidArgsFunction: p.completeCapability,
 	}
 	callFlags(cmd, &req)
+	p.throughFlag(cmd, &req.Through)
 	cmd.Flags().BoolVar(&stream, "stream", false, "print each part of the response as it comes")
 	cmd.PreRunE = func(_ *cobra.Command, args []string) error { return p.prepareCall(&req, args) }
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -70,7 +71,6 @@ func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
 	flags.StringSliceVar(&req.Within, "within", nil, "jurisdictions that the path must stay within")
 	flags.StringSliceVar(&req.AvoidDomains, "avoid-domain", nil, "organisations that the path must avoid")
 	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that agent and hops must have, 0 to 1")
-	flags.StringArrayVar(&req.Through, "through", nil, "only over these forwarding relays, first hop first: `RELAY,RELAY,…`, each an address or agent id (repeatable: the next if one fails)")
 	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
 	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
 	flags.StringVar(&req.Contract, "contract", "", "market contract that the call is made under")
@@ -93,6 +93,9 @@ func (p *program) prepareCall(req *openmeshv1.CallRequest, args []string) error 
 		if err := oneOf("class", req.Class, pathClasses); err != nil {
 			return err
 		}
+	}
+	if err := checkChains(req.Through); err != nil {
+		return err
 	}
 	deadline := cmp.Or(p.timeout, defaultDeadline).Milliseconds()
 	if deadline < 1 || deadline > math.MaxUint32 {

@@ -20,11 +20,12 @@ func newDemo(p *program) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use: "demo", Short: "Run a whole mesh on this machine and watch it work", Args: cobra.NoArgs,
-		Long: "Run a whole mesh on this machine and watch it work: a backbone and some agents, each a process of its\n" +
+		Long: "Run a whole mesh on this machine and watch it work: a backbone, relays and some agents, each a process of its\n" +
 			"own with a temporary home, on loopback. Agents are made, join, register what they offer, find and call\n" +
-			"each other, leave and come back; both ends of a session are killed at work, and the transport of another one\n" +
-			"goes silent, and no message is lost. Every step is checked; exit code 0 only if all held. Nothing is left,\n" +
-			"unless --keep is given. With --json the record of all steps is printed at the end.",
+			"each other, leave and come back; both ends of a session are killed at work, the transport of another one\n" +
+			"goes silent, the relay of a third is killed, one that is off is told by its mailbox, and no message is lost.\n" +
+			"Every step is checked; exit code 0 only if all held. Nothing is left, unless --keep is given. With --json\n" +
+			"the record of all steps is printed at the end.",
 		Example: "  openmesh demo\n  openmesh demo --agents 8 --json\n  openmesh demo --keep",
 		PreRunE: func(*cobra.Command, []string) error {
 			if agents < demo.MinAgents || agents > demo.MaxAgents {
@@ -34,7 +35,7 @@ func newDemo(p *program) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), agents, keep) },
 	}
-	cmd.Flags().IntVar(&agents, "agents", 3, fmt.Sprintf("number of agents beside the backbone, %d to %d", demo.MinAgents, demo.MaxAgents))
+	cmd.Flags().IntVar(&agents, "agents", 3, fmt.Sprintf("number of agents that listen, %d to %d", demo.MinAgents, demo.MaxAgents))
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the mesh running and say how to talk to it")
 	return cmd
 }
@@ -56,7 +57,7 @@ func (p *program) demo(ctx context.Context, agents int, keep bool) error {
 	defer cancel()
 	cfg := demo.Config{Program: self, Agents: agents, Keep: keep, Environ: p.environ}
 	if !p.json {
-		fmt.Fprintf(p.out, "OpenMesh demo: a backbone and %d agents on loopback, each a process of its own\n\n", agents)
+		fmt.Fprintf(p.out, "OpenMesh demo: a backbone, %d agents, two relays and two agents that only these lead to, on loopback,\neach a process of its own\n\n", agents)
 		cfg.Observe = func(s demo.Step) { _ = p.print(func(g *page) { printStep(g, s) }) }
 	}
 	record, err := demo.Run(ctx, cfg)

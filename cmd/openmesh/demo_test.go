@@ -61,7 +61,8 @@ func wantEmpty(t *testing.T, dir string) {
 
 var demoSteps = strings.Fields(`identities backbone join register join-last
 	discover-name discover-prefix discover-version discover-alike call-capability call-address call-agent
-	sealed-session handler-context refuse-invalid call-exec call-api leave return crash failover shutdown`)
+	sealed-session handler-context refuse-invalid call-exec call-api leave return
+	relays crash failover reserve call-relayed call-forwarded relay-lost mailbox shutdown`)
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
@@ -80,7 +81,7 @@ func TestDemo(t *testing.T) {
 	if got, want := strings.Join(names, " "), strings.Join(demoSteps, " "); got != want {
 		t.Errorf("steps %s\nwant  %s", got, want)
 	}
-	if len(record.Agents) != 3 || record.Agents[0].Role != "backbone" || len(record.Agents[1].Offers) != 3 {
+	if len(record.Agents) != 7 || record.Agents[0].Role != "backbone" || len(record.Agents[1].Offers) != 3 {
 		t.Errorf("agents %+v", record.Agents)
 	}
 	wantEmpty(t, tmp)

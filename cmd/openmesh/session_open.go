@@ -12,7 +12,7 @@ import (
 	openmeshv1 "openmesh/node/api/openmesh/v1"
 )
 
-var transports = strings.Fields("quic-v1 tcp ws wss webtransport webrtc-direct grpc")
+var transports = strings.Fields("quic-v1 tcp ws wss webtransport webrtc-direct grpc p2p-circuit")
 
 // sessionTimes are the terms of a contract that are times.
 type sessionTimes struct{ ttl, ackTimeout, keepalive, rekeyInterval limit }
@@ -24,9 +24,10 @@ func newSessionOpen(p *program) *cobra.Command {
 		Use: "open TARGET...", Short: "Set a session up", Args: cobra.MinimumNArgs(1),
 		Long: "Set a session up, on terms that the other side may tighten. TARGET is a capability name, an address or an\n" +
 			"agent id; more than one make a multicast session, which sends to all of them. Terms that are not given are\n" +
-			"this node's own. With --via TARGET is an agent id. at-least-once and exactly-once sessions are persistent: they survive a restart of either\n" +
-			"side, with all that was accepted and not delivered yet. One to an agent that is away is offered by mail, and\n" +
-			"takes messages at once.",
+			"this node's own. With --via TARGET is an agent id. at-least-once and exactly-once sessions are persistent:\n" +
+			"they survive a restart of either side, with all that was accepted and not delivered yet. One to an agent that\n" +
+			"is away is offered by mail, and takes messages at once. With --through all that the session says goes over\n" +
+			"relays of which each knows its neighbours only.",
 		Example: "  openmesh session open 0:A91F.0000.7C2E --qos at-least-once --ordered\n" +
 			"  openmesh session open finance/fx-pricing --qos exactly-once --ttl 24h --json | jq -r .session\n" +
 			"  openmesh session open 0:A91F.0000.7C2E 0:11B0.93C4.0001 --qos at-least-once\n" +
@@ -36,6 +37,7 @@ func newSessionOpen(p *program) *cobra.Command {
 		},
 	}
 	openFlags(cmd, &req, &times)
+	p.throughFlag(cmd, &req.Through)
 	cmd.PreRunE = func(_ *cobra.Command, args []string) error {
 		req.Targets = args
 		return prepareOpen(&req, &times)
@@ -63,9 +65,8 @@ func openFlags(cmd *cobra.Command, req *openmeshv1.OpenSessionRequest, times *se
 	f.Uint32Var(&req.MaxPending, "max-pending", 0, "how many messages may be on their way at a time")
 	f.Uint32Var(&req.MessageRate, "message-rate", 0, "messages per second and direction")
 	f.Uint32Var(&req.ByteRate, "byte-rate", 0, "bytes per second and direction")
-	f.StringVar(&req.Transport, "transport", "", "only this transport: "+strings.Join(transports, ", "))
+	f.StringVar(&req.Transport, "transport", "", "only this transport: "+strings.Join(transports, ", ")+" (through relays)")
 	f.StringVar(&req.Via, "via", "", "where to reach TARGET, if the directory does not say: a multiaddr, or the https URL of a gRPC listener")
-	f.StringArrayVar(&req.Through, "through", nil, "only over these forwarding relays, first hop first: `RELAY,RELAY,…`, each an address or agent id (repeatable: the next if one fails)")
 	fixed(cmd, "qos", qosModes)
 	fixed(cmd, "transport", transports)
 }
@@ -84,6 +85,12 @@ func prepareOpen(req *openmeshv1.OpenSessionRequest, times *sessionTimes) (err e
 	}
 	if req.Via != "" && len(req.Targets) > 1 {
 		return usagef("--via says where one TARGET is: %d were given", len(req.Targets))
+	}
+	if req.Via != "" && len(req.Through) > 0 {
+		return usagef("--via says where TARGET is, --through how to get there: leave one of them out")
+	}
+	if err := checkChains(req.Through); err != nil {
+		return err
 	}
 	ttl, err := times.ttl.milliseconds("ttl")
 	if err != nil {

@@ -3,6 +3,8 @@
 // loopback, temporary homes.
 //
 //	demo ─┬─ starts ──► backbone          directory server and bootstrap point
+//	      │             north, south      relays
+//	      │             quinn, ruth       listen nowhere: only the relays lead to them
 //	      │             west, east        for a while, with routers of this process
 //	      │                               in front, which can lose datagrams
 //	      │             alice, bob, …     offer capabilities of three kinds:
@@ -42,7 +44,7 @@ const (
 // Config is what a demo needs.
 type Config struct {
 	Program string     // absolute path of the openmesh executable
-	Agents  int        // beside the backbone; MinAgents to MaxAgents
+	Agents  int        // that listen; MinAgents to MaxAgents
 	Keep    bool       // leave the mesh running if all steps held
 	Environ []string   // what children inherit, save OPENMESH_* variables
 	Observe func(Step) // hears of each step as it ends; may be nil
@@ -70,7 +72,7 @@ type Step struct {
 // Agent is a node of the mesh.
 type Agent struct {
 	Name    string   `json:"name"`
-	Role    string   `json:"role"` // backbone or agent
+	Role    string   `json:"role"` // backbone, relay or agent
 	Agent   string   `json:"agent"`
 	Address string   `json:"address"`
 	Peer    string   `json:"peer"`

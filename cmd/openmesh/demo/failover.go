@@ -6,8 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -48,7 +46,7 @@ func (m *mesh) failoverOf(ctx context.Context, s *Step, p *pair) error {
 	if err != nil {
 		return err
 	}
-	cut, err := p.cutInUse(ctx, r)
+	cut, err := r.interrupt(ctx, p.drop)
 	if err != nil {
 		return err
 	}
@@ -75,67 +73,11 @@ func (m *mesh) failoverOf(ctx context.Context, s *Step, p *pair) error {
 	return nil
 }
 
-// cutInUse sends numbers without a pause, and lets datagrams vanish meanwhile. It
-// goes on until numbers arrive again that were sent after the cut, and returns
-// when that was made.
-func (p *pair) cutInUse(ctx context.Context, r *series) (cut time.Time, err error) {
-	const around = 25 // numbers before the cut, and after the gap
-	const pace = 10 * time.Millisecond
-	resumed := make(chan struct{})
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		defer close(resumed)
-		if _, err := r.arrived(ctx, around); err != nil {
-			return err
-		}
-		for _, router := range p.routers {
-			router.Drop(true)
-		}
-		cut = time.Now()
-		_, err := r.arrived(ctx, len(r.arrivals())+around) // sent some time after the cut
-		return err
-	})
-	group.Go(func() error {
-		tick := time.NewTicker(pace)
-		defer tick.Stop()
-		for {
-			if err := r.send(ctx, r.last+1); err != nil {
-				return err
-			}
-			select {
-			case <-tick.C:
-			case <-resumed:
-				return r.settle(ctx)
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	})
-	err = group.Wait()
-	return cut, err
-}
-
-// gap is the longest time between two arrivals since the cut; the last one before
-// it counts too.
-func (r *series) gap(cut time.Time) (gap time.Duration) {
-	all := r.arrivals()
-	slices.SortFunc(all, func(a, b arrival) int { return a.at.Compare(b.at) })
-	for i := 1; i < len(all); i++ {
-		if all[i].at.After(cut) {
-			gap = max(gap, all[i].at.Sub(all[i-1].at))
-		}
-	}
-	return gap
-}
-
 // check checks that nothing was lost or repeated, and that it is the session that
 // it was.
 func (p *pair) check(r *series, before, after agreed) error {
-	if missing := r.missing(r.last); len(missing) > 0 {
-		return p.east.errorf("its handler never saw %d of %d numbers, such as %d", len(missing), r.last, missing[0])
-	}
-	if again := r.repeats(); len(again) > 0 {
-		return p.east.errorf("its handler got %d numbers more than once, such as %d", len(again), again[0].number)
+	if err := r.once(); err != nil {
+		return err
 	}
 	if p.dropped() == 0 {
 		return p.west.errorf("no datagram was dropped")
@@ -198,6 +140,7 @@ func (p *pair) route(ctx context.Context, n *node) error {
 		"--listen", fmt.Sprintf("/ip4/127.0.0.1/udp/%d/quic-v1", behind.UDP.Port()), "--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", behind.TCP.Port()),
 		"--set", fmt.Sprintf("networking.announce=/ip4/127.0.0.1/udp/%d/quic-v1,/ip4/127.0.0.1/tcp/%d", r.UDP().Port(), r.TCP().Port()),
 		"--set", "networking.keepalive_interval=" + soonKeepalive.String(),
+		"--set", "networking.relay_fallback=false", // only these two ways lead there
 	}
 	return nil
 }
@@ -240,6 +183,13 @@ func (p *pair) ends(ctx context.Context, session, transport string) (a agreed, e
 		return nil
 	})
 	return a, err
+}
+
+// drop lets all datagrams vanish from now on.
+func (p *pair) drop() {
+	for _, r := range p.routers {
+		r.Drop(true)
+	}
 }
 
 // dropped is how many datagrams have vanished.

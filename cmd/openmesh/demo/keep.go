@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -49,7 +50,7 @@ func copyFile(from, to string) error {
 
 // keep gives what this process served to handlers that outlive it.
 func (m *mesh) keep(ctx context.Context, s *Step) error {
-	for _, n := range m.providers() {
+	for _, n := range slices.Concat(m.providers(), []*node{m.remote.ruth}) {
 		for i, o := range n.offers {
 			n.offers[i].Handler = execHandler(m.cfg.Program, o.Name)
 			if err := n.add(ctx, n.offers[i]); err != nil {
@@ -108,6 +109,7 @@ func (m *mesh) kept() *Kept {
 		ask + " call " + sumName + ` '{"numbers":[1,2,3]}'`,
 		ask + " call " + countName + ` '{"text":"hello mesh"}'`,
 		ask + " session list",
+		ask + " relays",
 	}}
 }
 

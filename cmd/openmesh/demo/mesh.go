@@ -31,13 +31,14 @@ type mesh struct {
 	backbone *node
 	agents   []*node // the last one offers nothing and joins when all is there
 	desk     *desk
-	pair     *pair // of a failover that is under way
+	pair     *pair   // of a failover that is under way
+	remote   *remote // what only relays lead to
 
 	lastSum *called // the last call for a sum that was answered
 }
 
 func newMesh(cfg Config) *mesh {
-	m := &mesh{cfg: cfg, starter: newStarter(), backbone: &node{name: "backbone", role: "backbone"}}
+	m := &mesh{cfg: cfg, starter: newStarter(), backbone: &node{name: "backbone", role: "backbone"}, remote: newRemote()}
 	for _, name := range names[:cfg.Agents] {
 		m.agents = append(m.agents, &node{name: name, role: "agent"})
 	}
@@ -66,8 +67,14 @@ func (m *mesh) steps() []step {
 		{"call-api", m.callAPI},
 		{"leave", m.leave},
 		{"return", m.comeBack},
+		{"relays", m.startRelays},
 		{"crash", m.crash},
 		{"failover", m.failover},
+		{"reserve", m.reserve},
+		{"call-relayed", m.callRelayed},
+		{"call-forwarded", m.callForwarded},
+		{"relay-lost", m.relayLost},
+		{"mailbox", m.mailbox},
 	}
 	if m.cfg.Keep {
 		return append(all, step{"keep", m.keep})
@@ -75,7 +82,7 @@ func (m *mesh) steps() []step {
 	return append(all, step{"shutdown", m.shutdown})
 }
 
-func (m *mesh) nodes() []*node { return append([]*node{m.backbone}, m.agents...) }
+func (m *mesh) nodes() []*node { return slices.Concat([]*node{m.backbone}, m.agents, m.remote.nodes()) }
 
 // consumer is the agent that asks; it offers nothing itself.
 func (m *mesh) consumer() *node { return m.agents[len(m.agents)-1] }
@@ -289,12 +296,12 @@ func (n *node) add(ctx context.Context, o offer) error {
 }
 
 func (m *mesh) shutdown(ctx context.Context, s *Step) error {
-	err := each(ctx, m.agents, func(ctx context.Context, n *node) error { return n.stop(ctx) })
-	if err != nil {
-		return err
-	}
-	if err := m.backbone.stop(ctx); err != nil {
-		return err
+	agents, others := slices.Concat(m.agents, m.remote.agents()), slices.Concat(m.remote.relays[:], []*node{m.backbone})
+	for _, nodes := range [][]*node{agents, others} {
+		err := each(ctx, nodes, func(ctx context.Context, n *node) error { return n.stop(ctx) })
+		if err != nil {
+			return err
+		}
 	}
 	dir := m.dir
 	if err := m.clear(ctx); err != nil {

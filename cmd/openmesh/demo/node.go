@@ -33,6 +33,7 @@ type node struct {
 	home, log  string // paths
 	offers     []offer
 	flags      []string // of its daemon, beside those of all
+	hidden     bool     // listens nowhere: it is reached through relays only
 
 	id    identityLine
 	addrs []string    // multiaddrs, since it was ready first
@@ -125,9 +126,11 @@ func (m *mesh) start(ctx context.Context, n *node, bootstrap []string) error {
 	for _, addr := range bootstrap {
 		args = append(args, "--bootstrap", addr)
 	}
-	for _, addr := range n.addrs {
-		bare, _, _ := strings.Cut(addr, "/p2p/")
-		args = append(args, "--listen", bare)
+	for _, addr := range bare(n.addrs) {
+		args = append(args, "--listen", addr)
+	}
+	if n.hidden {
+		args = append(args, "--set", "networking.listen=")
 	}
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -159,10 +162,13 @@ func (n *node) arrived(ready readyLine) (err error) {
 			return n.errorf("listens on %s, which is not loopback", addr)
 		}
 	}
-	if len(ready.Addrs) == 0 {
+	switch {
+	case n.hidden: // of what it has, nothing is its own
+	case len(ready.Addrs) == 0:
 		return n.errorf("listens nowhere")
+	default:
+		n.addrs = ready.Addrs
 	}
-	n.addrs = ready.Addrs
 	n.api, err = api.Dial(n.home)
 	return n.at(err)
 }

@@ -146,6 +146,68 @@ func (r *series) repeats() (repeats []arrival) {
 	return repeats
 }
 
+// interrupt sends numbers without a pause, and makes a cut meanwhile. It goes on
+// until numbers arrive again that were sent after the cut, and returns when that was
+// made.
+func (r *series) interrupt(ctx context.Context, sever func()) (cut time.Time, err error) {
+	const around = 25 // numbers before the cut, and after the gap
+	const pace = 10 * time.Millisecond
+	resumed := make(chan struct{})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(resumed)
+		if _, err := r.arrived(ctx, around); err != nil {
+			return err
+		}
+		sever()
+		cut = time.Now()
+		_, err := r.arrived(ctx, len(r.arrivals())+around) // sent some time after the cut
+		return err
+	})
+	group.Go(func() error {
+		tick := time.NewTicker(pace)
+		defer tick.Stop()
+		for {
+			if err := r.send(ctx, r.last+1); err != nil {
+				return err
+			}
+			select {
+			case <-tick.C:
+			case <-resumed:
+				return r.settle(ctx)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	err = group.Wait()
+	return cut, err
+}
+
+// gap is the longest time between two arrivals since the cut; the last one before
+// it counts too.
+func (r *series) gap(cut time.Time) (gap time.Duration) {
+	all := r.arrivals()
+	slices.SortFunc(all, func(a, b arrival) int { return a.at.Compare(b.at) })
+	for i := 1; i < len(all); i++ {
+		if all[i].at.After(cut) {
+			gap = max(gap, all[i].at.Sub(all[i-1].at))
+		}
+	}
+	return gap
+}
+
+// once checks that every number was worked on, and none of them again.
+func (r *series) once() error {
+	if missing := r.missing(r.last); len(missing) > 0 {
+		return r.to.errorf("its handler never saw %d of %d numbers, such as %d", len(missing), r.last, missing[0])
+	}
+	if again := r.repeats(); len(again) > 0 {
+		return r.to.errorf("its handler got %d numbers more than once, such as %d", len(again), again[0].number)
+	}
+	return nil
+}
+
 // close closes the session, and waits until both ends say that it is closed.
 func (r *series) close(ctx context.Context) error {
 	if _, err := r.from.api.Session.Close(ctx, &openmeshv1.CloseSessionRequest{Session: r.session}); err != nil {
