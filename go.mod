@@ -7,6 +7,7 @@ require (
 	github.com/Masterminds/semver/v3 v3.5.0 // version ranges of capabilities
 	github.com/bufbuild/protocompile v0.14.1 // compiles .proto files named by capability files
 	github.com/cenkalti/backoff/v5 v5.0.3 // retries with exponential backoff and jitter
+	github.com/cockroachdb/datadriven v1.0.2 // tests: stories of negotiations
 	github.com/goccy/go-yaml v1.19.2 // YAML with positions, for errors with line and column
 	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/ipfs/go-cid v0.6.2 // keys of the directory
@@ -16,6 +17,7 @@ require (
 	github.com/libp2p/go-libp2p v0.51.0 // the substrate: transports, security, relays, hole punching
 	github.com/libp2p/go-libp2p-kad-dht v0.42.2 // the directory's DHT; behind an interface of ours
 	github.com/libp2p/go-libp2p-kbucket v0.9.0 // distance of keys, as kad-dht measures it
+	github.com/libp2p/go-libp2p-pubsub v0.16.0 // GossipSub: broadcasts on topics of the realm
 	github.com/libp2p/go-libp2p-record v0.3.1 // validator interface of kad-dht
 	github.com/libp2p/go-reuseport v0.4.0 // dials from ports that are listened on
 	github.com/marcopolo/simnet v0.0.7 // tests: simulated network in virtual time
@@ -43,6 +45,7 @@ require (
 	go.uber.org/zap v1.28.0 // logs
 	go.uber.org/zap/exp v0.3.0 // libp2p's slog output into zap
 	golang.org/x/crypto v0.58.0 // Argon2id and ChaCha20-Poly1305, which the standard library does not export
+	golang.org/x/mod v0.42.0 // the audit log's tree (sumdb/tlog) and signed notes (sumdb/note)
 	golang.org/x/net v0.60.0 // field names of HTTP headers
 	golang.org/x/sync v0.24.0 // errgroup, singleflight
 	golang.org/x/sys v0.49.0 // tests: network namespaces
@@ -70,12 +73,14 @@ require (
 	github.com/flynn/noise v1.1.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
+	github.com/gogo/protobuf v1.3.2 // indirect
 	github.com/google/go-tpm v0.9.8 // indirect
 	github.com/google/gopacket v1.1.19 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/gorilla/websocket v1.5.3 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.30.0 // indirect
 	github.com/hashicorp/golang-lru v1.0.2 // indirect
+	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
 	github.com/huin/goupnp v1.3.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/ipfs/boxo v0.41.0 // indirect
@@ -132,6 +137,7 @@ require (
 	github.com/pion/transport/v4 v4.0.2 // indirect
 	github.com/pion/turn/v4 v4.0.2 // indirect
 	github.com/pion/webrtc/v4 v4.1.2 // indirect
+	github.com/pmezard/go-difflib v1.0.0 // indirect
 	github.com/polydawn/refmt v0.90.0 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.72.0 // indirect
@@ -155,7 +161,6 @@ require (
 	go.uber.org/multierr v1.11.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/exp v0.0.0-20260824195058-e88cd73687aa // indirect
-	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/telemetry v0.0.0-20260924152758-ed294f943157 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	gonum.org/v1/gonum v0.17.0 // indirect
