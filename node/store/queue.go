@@ -19,6 +19,7 @@ type item struct {
 	bytes      int
 	durable    bool
 	done       func(error) // may be nil
+	chain      *Chain      // nil: it stands alone
 	err        error
 }
 

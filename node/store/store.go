@@ -170,48 +170,6 @@ func (s *Store) Delete(ctx context.Context, bucket, key string) error {
 	return err
 }
 
-// Batch is statements that make one change, for the packages below this one,
-// which have tables of their own. None may fail but by the fault of the database:
-// that would take with it what others commit at the same time.
-type Batch struct{ item item }
-
-// Add adds a statement, whose placeholders are $1, $2, …
-func (b *Batch) Add(sql string, args ...any) {
-	b.item.add(sql, args...)
-	for _, a := range args {
-		if v, ok := a.([]byte); ok {
-			b.item.bytes += len(v)
-		}
-	}
-}
-
-// Exec commits a batch, in order and durably, and returns how many rows each of
-// its statements affected. If ctx ends earlier, it may or may not be committed.
-// Like Commit it may wait for room. A batch is used once.
-func (s *Store) Exec(ctx context.Context, doing string, b *Batch) ([]int64, error) {
-	if b.item.bytes > maxChange {
-		return nil, tooLarge(doing, b.item.bytes)
-	}
-	result, statements := make(chan error, 1), b.item.statements
-	b.item.durable, b.item.done = true, func(err error) { result <- err }
-	if !s.queue.put(b.item) {
-		return nil, fmt.Errorf("%s: %w", doing, ErrClosed)
-	}
-	select {
-	case err := <-result:
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", doing, err)
-		}
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%s: %w", doing, ctx.Err())
-	}
-	affected := make([]int64, len(statements))
-	for i := range statements {
-		affected[i] = statements[i].affected
-	}
-	return affected, nil
-}
-
 // failure is the error for what a database could not do.
 func failure(d dialect, doing string, err error) error {
 	if e := (*wire.Error)(nil); errors.As(err, &e) {

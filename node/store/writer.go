@@ -111,6 +111,9 @@ func (w *writer) run(q *queue) {
 
 // commit makes one transaction of a batch and sets the errors of its items.
 func (w *writer) commit(batch []item, durable bool) {
+	for i := range batch {
+		batch[i].follow()
+	}
 	w.last++
 	err := w.persist(batch, durable)
 	if err == nil {
@@ -120,6 +123,7 @@ func (w *writer) commit(batch []item, durable bool) {
 	for i := range batch {
 		if len(batch[i].statements) > 0 {
 			batch[i].err = err
+			batch[i].chain.fail()
 		}
 	}
 }
