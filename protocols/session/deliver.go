@@ -160,7 +160,7 @@ func (s *Session) deliver(m *delivery.Message, done func(delivery.Outcome)) {
 	}
 	ctx, cancel := context.WithDeadline(s.owner.work, deadline)
 	s.owner.workers.do(job{ctx: ctx, cancel: cancel, taken: time.Now(), settle: done, in: &Inbound{
-		Session: s, ID: m.Sequence, Deadline: deadline, Redelivered: m.Redelivered,
+		Session: s, ID: m.Sequence, Message: true, Deadline: deadline, Redelivered: m.Redelivered,
 		Request: Request{
 			Capability: m.Capability, Version: m.Version, Schema: m.Schema, Encoding: Encoding(m.Encoding), Body: m.Body,
 			Traceparent: m.Traceparent, Tracestate: m.Tracestate, CorrelationID: m.CorrelationID, IdempotencyKey: m.Key,

@@ -115,11 +115,12 @@ type slot struct {
 	qos        signal.QoS
 	ordered    bool
 	persistent bool
+	market     string // the market contract that it cites
 	through    string // the chains of relays, if it has to go over one
 }
 
 func slotOf(a identity.AgentID, c signal.Contract) slot {
-	return slot{a, c.QoS, c.Ordered, c.Persistent, ""}
+	return slot{agent: a, qos: c.QoS, ordered: c.Ordered, persistent: c.Persistent, market: c.Market}
 }
 
 // maxEnded bounds the ended sessions that are remembered.

@@ -279,7 +279,7 @@ func (e *Endpoint) TakeLetter(ctx context.Context, from *identity.Certificate, p
 	if err := proto.Unmarshal(payload, m); err != nil || len(m.Session) != len(signal.ID{}) {
 		return wire.Errorf(wire.Malformed, "letter from %s", from.Agent)
 	}
-	s, err := e.addressee(from, m)
+	s, err := e.addressee(ctx, from, m)
 	if err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (e *Endpoint) TakeLetter(ctx context.Context, from *identity.Certificate, p
 }
 
 // addressee finds the session that a letter is of; an invitation may begin it.
-func (e *Endpoint) addressee(from *identity.Certificate, m *sessionpb.Letter) (*Session, error) {
+func (e *Endpoint) addressee(ctx context.Context, from *identity.Certificate, m *sessionpb.Letter) (*Session, error) {
 	id := signal.ID(m.Session)
 	s := e.session(id)
 	switch {
@@ -298,10 +298,10 @@ func (e *Endpoint) addressee(from *identity.Certificate, m *sessionpb.Letter) (*
 	case m.Invitation == nil || e.cfg.Store == nil || e.hadEnded(id):
 		return nil, wire.Errorf(wire.NotFound, "session %s with %s", id, from.Agent)
 	}
-	return e.beginByMail(id, from, m.Invitation)
+	return e.beginByMail(ctx, id, from, m.Invitation)
 }
 
-func (e *Endpoint) beginByMail(id signal.ID, from *identity.Certificate, m *sessionpb.Invitation) (*Session, error) {
+func (e *Endpoint) beginByMail(ctx context.Context, id signal.ID, from *identity.Certificate, m *sessionpb.Invitation) (*Session, error) {
 	offered, err := signal.ParseContract(m.Contract)
 	if err != nil {
 		return nil, err
@@ -310,6 +310,11 @@ func (e *Endpoint) beginByMail(id signal.ID, from *identity.Certificate, m *sess
 		if err := e.cfg.Signal.Allow(from); err != nil {
 			return nil, err
 		}
+	}
+	if err := e.cfg.Signal.MayBegin(ctx, from, offered); wire.CodeOf(err) == wire.Internal && err != nil {
+		return nil, fmt.Errorf("%w: %w", wire.ResourceExhausted, err) // it may go the next time
+	} else if err != nil {
+		return nil, err
 	}
 	var protocols []signal.AppProtocol
 	for _, p := range m.Protocols {

@@ -20,11 +20,11 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// Session returns a usable session with an agent that delivers at most once, or
-// nil.
+// Session returns a usable session with an agent that delivers at most once and
+// cites no market contract, or nil.
 func (e *Endpoint) Session(a identity.AgentID) *Session {
 	c := &e.cfg.Contract
-	return e.at(slot{a, signal.AtMostOnce, c.Ordered, c.Persistent && c.QoS <= signal.AtMostOnce, ""})
+	return e.at(slot{agent: a, qos: signal.AtMostOnce, ordered: c.Ordered, persistent: c.Persistent && c.QoS <= signal.AtMostOnce})
 }
 
 // Reached tells who an agent is and where, if some session with it has a channel now.
@@ -58,6 +58,11 @@ type Want struct {
 // Open returns a session with the agent; unless it is exclusive, one that is there
 // will do, and one is set up once for all who ask meanwhile.
 func (e *Endpoint) Open(ctx context.Context, t Target, w Want) (*Session, error) {
+	if m := w.Contract.Market; m != "" {
+		if err := signal.CheckMarket(m); err != nil {
+			return nil, err
+		}
+	}
 	terms := e.terms(w)
 	if w.Exclusive {
 		return e.setUp(ctx, t, terms, true)

@@ -63,6 +63,10 @@ type Inbound struct {
 	ID       uint64
 	Deadline time.Time // until when the caller waits
 
+	// Message says that the request was posted as a message, of which ID is the
+	// sequence: it comes once, or again as it was.
+	Message bool
+
 	// Redelivered says that the request may have been worked on before, and the
 	// answer was lost with one side's memory.
 	Redelivered bool

@@ -199,6 +199,9 @@ func (s *Session) agree(c signal.Contract) {
 // Contract returns the terms that both sides agreed to.
 func (s *Session) Contract() signal.Contract { return *s.terms.Load() }
 
+// Opener reports whether this side opened the session.
+func (s *Session) Opener() bool { return s.opener }
+
 func (s *Session) isInitiator() bool { return s.ends.Load().initiator }
 
 // Path returns how the session reaches the peer, or did last.

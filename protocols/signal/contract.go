@@ -3,6 +3,7 @@ package signal
 import (
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -55,6 +56,30 @@ type Contract struct {
 	Retry           Retry
 	MessageRate     int // messages a second, per direction; 0: no limit
 	ByteRate        int // bytes a second, per direction; 0: no limit
+
+	// Market is the market contract that the work is done under, as 32 hex digits;
+	// empty: none. The initiator cites it, and the answer cites the same.
+	Market string
+}
+
+// marketDigits is the length of a market contract's id.
+const marketDigits = 32
+
+// CheckMarket reports wire.InvalidArgument if id is none of a market contract: 32
+// digits, 0-9 and a-f.
+func CheckMarket(id string) error {
+	if len(id) != marketDigits || strings.Trim(id, "0123456789abcdef") != "" {
+		return wire.Errorf(wire.InvalidArgument, "market contract %.40q: want %d hexadecimal digits", id, marketDigits)
+	}
+	return nil
+}
+
+// checkMarket reports wire.Malformed if c cites what is no market contract.
+func (c Contract) checkMarket() error {
+	if c.Market != "" && CheckMarket(c.Market) != nil {
+		return wire.Errorf(wire.Malformed, "session contract: it cites market contract %.40q", c.Market)
+	}
+	return nil
 }
 
 // Retry is when a message without success is sent again: after Initial ×
@@ -78,16 +103,20 @@ func DefaultContract() Contract {
 }
 
 // Tighten returns the contract that a side whose own limits are c agrees to when
-// offered o: of every term the stricter one. The promise itself (QoS, order) is
-// as offered; it is refused with wire.Unsupported if c's is weaker.
+// offered o: of every term the stricter one. The promise itself (QoS, order) and the
+// market contract are as offered; the promise is refused with wire.Unsupported if
+// c's is weaker.
 func (c Contract) Tighten(o Contract) (Contract, error) {
 	if o.QoS > c.QoS {
 		return Contract{}, wire.Errorf(wire.Unsupported, "session contract: %s offered, at most %s supported", o.QoS, c.QoS)
 	}
+	if err := o.checkMarket(); err != nil {
+		return Contract{}, err
+	}
 	if o.QoS != 0 {
 		c.QoS = o.QoS
 	}
-	c.Ordered = o.Ordered
+	c.Ordered, c.Market = o.Ordered, o.Market
 	c.Persistent = c.Persistent && o.Persistent
 	c.TTL = stricter(c.TTL, o.TTL)
 	c.AckTimeout = stricter(c.AckTimeout, o.AckTimeout)
@@ -135,13 +164,16 @@ func stricter[T int | time.Duration](ours, theirs T) T {
 	return theirs
 }
 
-// checkAnswer reports wire.PolicyViolation if answer loosens a term of offer, and
-// wire.Malformed if it leaves one open.
+// checkAnswer reports wire.PolicyViolation if answer loosens a term of offer or is
+// under another market contract, and wire.Malformed if it leaves a term open.
 func (c Contract) checkAnswer(answer Contract) error {
 	open := answer.QoS == 0 || answer.QoS > ExactlyOnce || answer.TTL <= 0 || answer.AckTimeout <= 0 || answer.Keepalive < minKeepalive ||
 		answer.RekeyInterval < minRekey || answer.MaxMessageBytes < minMessage || answer.MaxPending < 1 || !answer.Retry.check()
 	if open {
 		return wire.Errorf(wire.Malformed, "session contract: answer leaves a term open")
+	}
+	if answer.Market != c.Market {
+		return wire.Errorf(wire.PolicyViolation, "session contract: market contract %.40q offered, %.40q in the answer", c.Market, answer.Market)
 	}
 	looser := c.QoS != 0 && answer.QoS != c.QoS || answer.Ordered != c.Ordered || answer.Persistent && !c.Persistent ||
 		exceeds(answer.TTL, c.TTL) || exceeds(answer.AckTimeout, c.AckTimeout) ||
@@ -165,7 +197,7 @@ func loosensRate(answer, offer int) bool { return offer != 0 && (answer == 0 || 
 func (c Contract) Marshal() []byte {
 	b, err := proto.Marshal(c.message())
 	if err != nil {
-		panic(err) // numbers always marshal
+		panic(err) // numbers and digits always marshal
 	}
 	return b
 }
@@ -177,6 +209,9 @@ func ParseContract(b []byte) (Contract, error) {
 		return Contract{}, wire.Errorf(wire.Malformed, "session contract: %w", err)
 	}
 	c := contractOf(&m)
+	if err := c.checkMarket(); err != nil {
+		return Contract{}, err
+	}
 	return c, c.checkAnswer(c)
 }
 
@@ -206,6 +241,7 @@ func (c Contract) message() *signalpb.Contract {
 		Ttl: millis(c.TTL), AckTimeout: millis(c.AckTimeout), Keepalive: millis(c.Keepalive),
 		RekeyInterval: millis(c.RekeyInterval), MaxMessageBytes: clamp(c.MaxMessageBytes), MaxPending: clamp(c.MaxPending),
 		Retry: c.Retry.message(), MessageRate: clamp(c.MessageRate), ByteRate: clamp(c.ByteRate),
+		Market: c.Market,
 	}
 }
 
@@ -221,6 +257,7 @@ func contractOf(m *signalpb.Contract) Contract {
 		RekeyInterval: ms(m.GetRekeyInterval()), MaxMessageBytes: int(min(m.GetMaxMessageBytes(), math.MaxInt32)),
 		MaxPending: int(min(m.GetMaxPending(), math.MaxInt32)), Retry: retryOf(m.GetRetry()),
 		MessageRate: int(min(m.GetMessageRate(), math.MaxInt32)), ByteRate: int(min(m.GetByteRate(), math.MaxInt32)),
+		Market: m.GetMarket(),
 	}
 }
 
@@ -242,6 +279,7 @@ func (c Contract) With(o Contract) Contract {
 	set(&c.Retry, o.Retry)
 	set(&c.MessageRate, o.MessageRate)
 	set(&c.ByteRate, o.ByteRate)
+	set(&c.Market, o.Market)
 	return c
 }
 

@@ -3,6 +3,7 @@ package signal_test
 import (
 	"bytes"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,6 +76,7 @@ func other(k protoreflect.Kind, v protoreflect.Value) protoreflect.Value {
 func rich(t testing.TB) *party {
 	p := newParty(t)
 	p.terms.Contract.MessageRate, p.terms.Contract.ByteRate = 100, 1<<20
+	p.terms.Contract.Market = strings.Repeat("a7", 16)
 	p.terms.Transports = []signal.Transport{{Name: "tcp", Addrs: [][]byte{{4, 127, 0, 0, 1, 6, 1, 1}}}}
 	p.terms.Protocols = []signal.AppProtocol{{Name: "market/proposal", Versions: []string{"v1.0.0", "v2.1.0"}}}
 	return p
@@ -126,24 +128,26 @@ func TestAnswerMayNotLoosen(t *testing.T) {
 	t.Parallel()
 	a, b := rich(t), rich(t)
 	for name, loosen := range map[string]func(*signalpb.Contract){
-		"qos weaker":        func(c *signalpb.Contract) { c.Qos = signalpb.Contract_QOS_AT_MOST_ONCE },
-		"qos stronger":      func(c *signalpb.Contract) { c.Qos = signalpb.Contract_QOS_EXACTLY_ONCE },
-		"order":             func(c *signalpb.Contract) { c.Ordered = !c.Ordered },
-		"persistence":       func(c *signalpb.Contract) { c.Persistent = true },
-		"ttl":               func(c *signalpb.Contract) { c.Ttl++ },
-		"ack timeout":       func(c *signalpb.Contract) { c.AckTimeout++ },
-		"keepalive":         func(c *signalpb.Contract) { c.Keepalive++ },
-		"rekey interval":    func(c *signalpb.Contract) { c.RekeyInterval++ },
-		"message size":      func(c *signalpb.Contract) { c.MaxMessageBytes++ },
-		"pending":           func(c *signalpb.Contract) { c.MaxPending++ },
-		"retries":           func(c *signalpb.Contract) { c.Retry.Max++ },
-		"first retry":       func(c *signalpb.Contract) { c.Retry.Initial-- },
-		"backoff":           func(c *signalpb.Contract) { c.Retry.Multiplier-- },
-		"longest wait":      func(c *signalpb.Contract) { c.Retry.MaxInterval-- },
-		"jitter":            func(c *signalpb.Contract) { c.Retry.Jitter-- },
-		"message rate":      func(c *signalpb.Contract) { c.MessageRate++ },
-		"byte rate":         func(c *signalpb.Contract) { c.ByteRate++ },
-		"no limit on rates": func(c *signalpb.Contract) { c.MessageRate, c.ByteRate = 0, 0 },
+		"qos weaker":              func(c *signalpb.Contract) { c.Qos = signalpb.Contract_QOS_AT_MOST_ONCE },
+		"qos stronger":            func(c *signalpb.Contract) { c.Qos = signalpb.Contract_QOS_EXACTLY_ONCE },
+		"order":                   func(c *signalpb.Contract) { c.Ordered = !c.Ordered },
+		"persistence":             func(c *signalpb.Contract) { c.Persistent = true },
+		"ttl":                     func(c *signalpb.Contract) { c.Ttl++ },
+		"ack timeout":             func(c *signalpb.Contract) { c.AckTimeout++ },
+		"keepalive":               func(c *signalpb.Contract) { c.Keepalive++ },
+		"rekey interval":          func(c *signalpb.Contract) { c.RekeyInterval++ },
+		"message size":            func(c *signalpb.Contract) { c.MaxMessageBytes++ },
+		"pending":                 func(c *signalpb.Contract) { c.MaxPending++ },
+		"retries":                 func(c *signalpb.Contract) { c.Retry.Max++ },
+		"first retry":             func(c *signalpb.Contract) { c.Retry.Initial-- },
+		"backoff":                 func(c *signalpb.Contract) { c.Retry.Multiplier-- },
+		"longest wait":            func(c *signalpb.Contract) { c.Retry.MaxInterval-- },
+		"jitter":                  func(c *signalpb.Contract) { c.Retry.Jitter-- },
+		"message rate":            func(c *signalpb.Contract) { c.MessageRate++ },
+		"byte rate":               func(c *signalpb.Contract) { c.ByteRate++ },
+		"no market contract":      func(c *signalpb.Contract) { c.Market = "" },
+		"another market contract": func(c *signalpb.Contract) { c.Market = strings.Repeat("b8", 16) },
+		"no limit on rates":       func(c *signalpb.Contract) { c.MessageRate, c.ByteRate = 0, 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -168,13 +172,16 @@ func TestSenselessTermsAreRefusedOrBounded(t *testing.T) {
 		change func(*signalpb.Contract)
 		want   wire.Code // 0: bounded
 	}{
-		"jitter over 1":       {func(c *signalpb.Contract) { c.Retry.Jitter = math.MaxUint32 }, wire.Malformed},
-		"endless backoff":     {func(c *signalpb.Contract) { c.Retry.Multiplier = math.MaxUint32 }, wire.Malformed},
-		"retries without end": {func(c *signalpb.Contract) { c.Retry.Max = math.MaxUint32 }, 0},
-		"first after last":    {func(c *signalpb.Contract) { c.Retry.Initial = math.MaxUint32 }, wire.Malformed},
-		"keepalive of 1 ms":   {func(c *signalpb.Contract) { c.Keepalive = 1 }, 0},
-		"rekey every ms":      {func(c *signalpb.Contract) { c.RekeyInterval = 1 }, 0},
-		"messages of a byte":  {func(c *signalpb.Contract) { c.MaxMessageBytes = 1 }, 0},
+		"market contract of no digits": {func(c *signalpb.Contract) { c.Market = strings.Repeat("A7", 16) }, wire.Malformed},
+		"market contract too long":     {func(c *signalpb.Contract) { c.Market += "a" }, wire.Malformed},
+		"market contract like a path":  {func(c *signalpb.Contract) { c.Market = "../../" + c.Market[6:] }, wire.Malformed},
+		"jitter over 1":                {func(c *signalpb.Contract) { c.Retry.Jitter = math.MaxUint32 }, wire.Malformed},
+		"endless backoff":              {func(c *signalpb.Contract) { c.Retry.Multiplier = math.MaxUint32 }, wire.Malformed},
+		"retries without end":          {func(c *signalpb.Contract) { c.Retry.Max = math.MaxUint32 }, 0},
+		"first after last":             {func(c *signalpb.Contract) { c.Retry.Initial = math.MaxUint32 }, wire.Malformed},
+		"keepalive of 1 ms":            {func(c *signalpb.Contract) { c.Keepalive = 1 }, 0},
+		"rekey every ms":               {func(c *signalpb.Contract) { c.RekeyInterval = 1 }, 0},
+		"messages of a byte":           {func(c *signalpb.Contract) { c.MaxMessageBytes = 1 }, 0},
 		"endless everything": {func(c *signalpb.Contract) {
 			c.Ttl, c.AckTimeout, c.Keepalive, c.RekeyInterval = math.MaxUint32, math.MaxUint32, math.MaxUint32, math.MaxUint32
 			c.MaxMessageBytes, c.MaxPending, c.MessageRate, c.ByteRate = math.MaxUint32, math.MaxUint32, math.MaxUint32, math.MaxUint32

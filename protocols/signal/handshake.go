@@ -30,6 +30,9 @@ type Initiator struct {
 // NewOffer starts an exchange with the agent responder and returns the offer to
 // send.
 func NewOffer(local Local, responder identity.AgentID, terms Terms, now time.Time) (*Initiator, []byte, error) {
+	if err := terms.Contract.checkMarket(); err != nil {
+		return nil, nil, err
+	}
 	i := &Initiator{local: local, responder: responder, terms: terms, keys: make(map[uint16]hpke.PrivateKey)}
 	m := &signalpb.Offer{
 		Versions:    []uint32{Version},
@@ -155,14 +158,25 @@ type Pending struct {
 	transcript hash
 }
 
+// Gate says who may have which session. The codes of its errors are what the
+// initiator learns.
+type Gate struct {
+	// Admit is asked once an offer is known to be from its initiator, with the
+	// SHA-256 of the payload.
+	Admit func(c *identity.Certificate, offer [32]byte) error
+
+	// Begin is asked, of a session that is to begin, what the offer's contract is.
+	Begin func(c *identity.Certificate, offered Contract) error
+
+	// Resume gives the contract that a session to go on with has with that agent,
+	// or refuses; or nil if the session is to begin, which it may only if begin says
+	// that the offer allows.
+	Resume func(c *identity.Certificate, id ID, begin bool) (*Contract, error)
+}
+
 // Answer verifies an offer and returns the answer to send, with the session as
-// it will be once the initiator has confirmed. Admit is asked once the offer is
-// known to be from the initiator, with the SHA-256 of its payload; its error's
-// code is what the initiator learns. For an offer to go on with a session, resume
-// gives the contract that it has with that agent, or refuses; or nil if the session
-// is to begin, which it may only if its last argument says that the offer allows.
-func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now time.Time,
-	admit func(*identity.Certificate, [32]byte) error, resume func(*identity.Certificate, ID, bool) (*Contract, error)) (*Pending, []byte, error) {
+// it will be once the initiator has confirmed.
+func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now time.Time, gate Gate) (*Pending, []byte, error) {
 	var signed signalpb.Signed
 	if err := unmarshal(offer, &signed); err != nil {
 		return nil, nil, err
@@ -182,24 +196,39 @@ func Answer(local Local, offer []byte, v *identity.Verifier, terms Terms, now ti
 	if err := checkOffer(&o, local, peer, now); err != nil {
 		return nil, nil, err
 	}
-	if err := admit(peer, sha256.Sum256(payload)); err != nil {
+	if err := gate.Admit(peer, sha256.Sum256(payload)); err != nil {
 		return nil, nil, err
 	}
-	if len(o.Resume) > 0 {
-		terms.Resume = ID(o.Resume)
-		contract, err := resume(peer, terms.Resume, o.Begin)
-		switch {
-		case err != nil:
-			return nil, nil, err
-		case contract == nil && !o.Begin:
-			return nil, nil, wire.Errorf(wire.NotFound, "session %s to go on with", terms.Resume)
-		case contract == nil:
-			terms.Begin = true
-		default:
-			terms.Contract = *contract
-		}
+	if terms, err = gate.terms(&o, peer, terms); err != nil {
+		return nil, nil, err
 	}
 	return answer(local, &o, payload, peer, terms, now)
+}
+
+// terms are those of the session that an offer is to begin or go on with.
+func (g Gate) terms(o *signalpb.Offer, peer *identity.Certificate, terms Terms) (Terms, error) {
+	offered := contractOf(o.Contract)
+	if err := offered.checkMarket(); err != nil {
+		return terms, err
+	}
+	if len(o.Resume) == 0 {
+		return terms, g.Begin(peer, offered)
+	}
+	terms.Resume = ID(o.Resume)
+	contract, err := g.Resume(peer, terms.Resume, o.Begin)
+	switch {
+	case err != nil:
+		return terms, err
+	case contract == nil && !o.Begin:
+		return terms, wire.Errorf(wire.NotFound, "session %s to go on with", terms.Resume)
+	case contract == nil:
+		terms.Begin = true
+		return terms, g.Begin(peer, offered)
+	case contract.Market != offered.Market:
+		return terms, wire.Errorf(wire.Denied, "session %s to go on with is under market contract %q, not %q", terms.Resume, contract.Market, offered.Market)
+	}
+	terms.Contract = *contract
+	return terms, nil
 }
 
 func checkOffer(o *signalpb.Offer, local Local, peer *identity.Certificate, now time.Time) error {

@@ -25,10 +25,19 @@ type Config struct {
 	// Allow may refuse a session to an agent (session.open); nil allows all.
 	Allow func(*identity.Certificate) error
 
+	// Admit may refuse a session to begin whose contract cites a market contract;
+	// nil refuses them all. What it decides by must be there within Timeout.
+	Admit func(ctx context.Context, c *identity.Certificate, offered Contract) error
+
 	// Resume returns the contract of a session that this node has with the agent,
 	// which asks to go on with it; or no contract if the session is unknown and may
 	// begin now, for which the agent asks too. Nil refuses all.
 	Resume func(c *identity.Certificate, id ID, begin bool) (*Contract, error)
+
+	// Record is told of what was sent and received, once it is known what came of
+	// it; of the offers of others only if they are proved to be theirs. It must
+	// return soon; nil: nobody.
+	Record func(Message)
 
 	PerPeer int // offers per second from one peer; default 20
 	Total   int // offers per second in all; default 200
@@ -88,24 +97,24 @@ func (s *Server) Run(ctx context.Context, m stream.Mux) {
 }
 
 // handle answers one offer from peer p, or refuses it.
-func (s *Server) handle(_ context.Context, p peer.ID, offer []byte) ([]byte, error) {
-	return s.take(p, p, offer)
+func (s *Server) handle(ctx context.Context, p peer.ID, offer []byte) ([]byte, error) {
+	return s.take(ctx, p, p, offer)
 }
 
 // Exchange answers one offer that came by other means than a stream of libp2p,
 // from a source that is limited as a peer would be, or refuses it.
 func (s *Server) Exchange(source string, offer []byte) ([]byte, error) {
-	return s.take(peer.ID(source), "", offer)
+	return s.take(context.Background(), peer.ID(source), "", offer)
 }
 
 // take answers an offer of a source that is known to be host p, if that is not
 // empty.
-func (s *Server) take(source, p peer.ID, offer []byte) ([]byte, error) {
+func (s *Server) take(ctx context.Context, source, p peer.ID, offer []byte) ([]byte, error) {
 	now := time.Now()
 	if !s.limits.allow(source, now) {
 		return nil, wire.Errorf(wire.ResourceExhausted, "too many offers")
 	}
-	answer, err := s.answer(p, offer, now)
+	answer, err := s.answer(ctx, p, offer, now)
 	if err != nil {
 		level := zap.DebugLevel
 		if errors.Is(err, wire.NoCommonSchema) {
@@ -117,7 +126,8 @@ func (s *Server) take(source, p peer.ID, offer []byte) ([]byte, error) {
 	return answer, nil
 }
 
-func (s *Server) answer(p peer.ID, offer []byte, now time.Time) ([]byte, error) {
+func (s *Server) answer(ctx context.Context, p peer.ID, offer []byte, now time.Time) ([]byte, error) {
+	var who *identity.Certificate // once it is proved
 	admit := func(c *identity.Certificate, offerHash hash) error {
 		if p != "" && c.Peer != p {
 			return wire.Errorf(wire.Unauthenticated, "certificate is for peer %s, presented by %s", c.Peer, p)
@@ -125,16 +135,33 @@ func (s *Server) answer(p peer.ID, offer []byte, now time.Time) ([]byte, error) 
 		if !s.seen.add(offerHash, now) {
 			return wire.Errorf(wire.Replayed, "offer seen before")
 		}
+		who = c
 		if s.cfg.Allow == nil {
 			return nil
 		}
 		return s.cfg.Allow(c)
 	}
-	pending, answer, err := Answer(s.cfg.Local(), offer, s.cfg.Verifier, s.cfg.Terms(), now, admit, s.resume)
-	if err != nil {
-		return nil, err
+	begin := func(c *identity.Certificate, offered Contract) error { return s.cfg.MayBegin(ctx, c, offered) }
+	pending, answer, err := Answer(s.cfg.Local(), offer, s.cfg.Verifier, s.cfg.Terms(), now, Gate{admit, begin, s.resume})
+	if err == nil {
+		err = s.await(pending, now)
 	}
-	return answer, s.await(pending, now)
+	s.cfg.answered(who, offer, answer, pending, err)
+	return answer, err
+}
+
+// MayBegin reports whether an agent may have a session with this contract, which it
+// offered.
+func (c *Config) MayBegin(ctx context.Context, who *identity.Certificate, offered Contract) error {
+	switch {
+	case offered.Market == "":
+		return nil
+	case c.Admit == nil:
+		return wire.Errorf(wire.Unsupported, "offer cites market contract %s: there are none here", offered.Market)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	return c.Admit(ctx, who, offered)
 }
 
 func (s *Server) resume(c *identity.Certificate, id ID, begin bool) (*Contract, error) {
@@ -170,6 +197,14 @@ func (s *Server) Sweep(now time.Time) {
 // Confirm ends the exchange of session id with the Confirm that its initiator
 // sent, from host p if that is known. It succeeds at most once for a session.
 func (s *Server) Confirm(p peer.ID, id ID, confirm []byte) (*Established, error) {
+	est, err := s.confirm(p, id, confirm)
+	if err == nil {
+		s.cfg.record(Message{Session: est.ID, Agent: est.Peer.Agent, Market: est.Contract.Market}.with(KindConfirm, false, confirm))
+	}
+	return est, err
+}
+
+func (s *Server) confirm(p peer.ID, id ID, confirm []byte) (*Established, error) {
 	s.mu.Lock()
 	a, ok := s.pending[id]
 	s.mu.Unlock()
@@ -210,9 +245,12 @@ func Open(ctx context.Context, exchange Exchange, responder identity.AgentID, te
 	}
 	reply, err := exchange(ctx, offer)
 	if err != nil {
+		cfg.opened(responder, offer, nil, nil, nil, err)
 		return nil, nil, err
 	}
-	return i.Finish(reply, cfg.Verifier, time.Now())
+	est, confirm, err := i.Finish(reply, cfg.Verifier, time.Now())
+	cfg.opened(responder, offer, reply, confirm, est, err)
+	return est, confirm, err
 }
 
 // limiter bounds offers per second, per peer and in all. A peer that exceeds its

@@ -49,7 +49,10 @@ func (p *party) offer(t testing.TB, to *party) (*signal.Initiator, []byte) {
 }
 
 func (p *party) answer(offer []byte) (*signal.Pending, []byte, error) {
-	return signal.Answer(p.Local, offer, p.verifier, p.terms, now, func(*identity.Certificate, [32]byte) error { return nil }, nil)
+	return signal.Answer(p.Local, offer, p.verifier, p.terms, now, signal.Gate{
+		Admit: func(*identity.Certificate, [32]byte) error { return nil },
+		Begin: func(*identity.Certificate, signal.Contract) error { return nil },
+	})
 }
 
 func (p *party) mustAnswer(t testing.TB, offer []byte) (*signal.Pending, []byte) {

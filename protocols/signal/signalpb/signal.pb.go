@@ -913,8 +913,11 @@ type Contract struct {
 	Persistent      bool                   `protobuf:"varint,9,opt,name=persistent,proto3" json:"persistent,omitempty"`
 	Retry           *Retry                 `protobuf:"bytes,10,opt,name=retry,proto3" json:"retry,omitempty"`
 	// Of each direction: messages and bytes a second; 0 is no limit.
-	MessageRate   uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
-	ByteRate      uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	MessageRate uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
+	ByteRate    uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	// The market contract that the work is done under: 32 hexadecimal digits, or
+	// empty. An answer repeats it; a responder to whom it means nothing refuses.
+	Market        string `protobuf:"bytes,13,opt,name=market,proto3" json:"market,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1031,6 +1034,13 @@ func (x *Contract) GetByteRate() uint32 {
 		return x.ByteRate
 	}
 	return 0
+}
+
+func (x *Contract) GetMarket() string {
+	if x != nil {
+		return x.Market
+	}
+	return ""
 }
 
 // Retry says when a message without success is sent again.
@@ -1186,7 +1196,7 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\x06Option\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x1a\n" +
-	"\bcritical\x18\x03 \x01(\bR\bcritical\"\x8d\x04\n" +
+	"\bcritical\x18\x03 \x01(\bR\bcritical\"\xa5\x04\n" +
 	"\bContract\x122\n" +
 	"\x03qos\x18\x01 \x01(\x0e2 .openmesh.signal.v1.Contract.QosR\x03qos\x12\x18\n" +
 	"\aordered\x18\x02 \x01(\bR\aordered\x12\x10\n" +
@@ -1204,7 +1214,8 @@ const file_signal_signalpb_signal_proto_rawDesc = "" +
 	"\x05retry\x18\n" +
 	" \x01(\v2\x19.openmesh.signal.v1.RetryR\x05retry\x12!\n" +
 	"\fmessage_rate\x18\v \x01(\rR\vmessageRate\x12\x1b\n" +
-	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\"]\n" +
+	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\x12\x16\n" +
+	"\x06market\x18\r \x01(\tR\x06market\"]\n" +
 	"\x03Qos\x12\x13\n" +
 	"\x0fQOS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10QOS_AT_MOST_ONCE\x10\x01\x12\x15\n" +
