@@ -1,0 +1,55 @@
+//go:build unix
+
+package audit_test
+
+import (
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"openmesh/node/audit"
+	"openmesh/protocols/protocoltest"
+)
+
+// The log on PostgreSQL, if OPENMESH_TEST_POSTGRES has the URL of a server.
+func TestPostgres(t *testing.T) {
+	t.Parallel()
+	url := os.Getenv("OPENMESH_TEST_POSTGRES")
+	if url == "" || url == "require" {
+		t.Skip("needs the URL of a server in OPENMESH_TEST_POSTGRES")
+	}
+	b := openBench(t, url, protocoltest.NewAgent(t, realm, time.Now()))
+	other := openBench(t, url, protocoltest.NewAgent(t, realm, time.Now()))
+	var all sync.WaitGroup
+	for worker := range 16 {
+		all.Go(func() {
+			for n := range 20 {
+				b.log.Note(numbered(n))
+				b.commit(numbered(worker), numbered(n))
+			}
+		})
+	}
+	all.Wait()
+	other.fill(7)
+	held := b.checkpoint().Bytes()
+	b.reopen()
+	if r := b.verify(held); !r.OK || r.Entries != 960 || r.Checkpoints != 2 {
+		t.Errorf("Verify() = %+v, %v", r, r.Bad)
+	}
+	if r := other.verify(); !r.OK || r.Entries != 7 {
+		t.Errorf("Verify() of another owner = %+v", r)
+	}
+	if found, err := b.log.List(t.Context(), audit.Filter{Of: "session-1", Kind: "market", Limit: 5}); len(found) != 5 || err != nil {
+		t.Errorf("List() = %v, %v", found, err)
+	}
+	if id, err := b.log.Resolve(t.Context(), "session-3"); id != "session-3" || err != nil {
+		t.Errorf("Resolve() = %q, %v", id, err)
+	}
+	if n, err := b.log.Prune(t.Context(), time.Now().Add(time.Hour)); n != 960 || err != nil {
+		t.Errorf("Prune() = %d, %v", n, err)
+	}
+	if r, notes := read(t, b.export("ref-1")); !r.OK || len(notes) == 0 || b.verify().Pruned != 960 {
+		t.Errorf("an export: %+v", r)
+	}
+}
