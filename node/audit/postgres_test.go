@@ -3,22 +3,19 @@
 package audit_test
 
 import (
-	"os"
 	"sync"
 	"testing"
 	"time"
 
 	"openmesh/node/audit"
+	"openmesh/node/store/postgrestest"
 	"openmesh/protocols/protocoltest"
 )
 
-// The log on PostgreSQL, if OPENMESH_TEST_POSTGRES has the URL of a server.
+// The log on PostgreSQL, which two agents share.
 func TestPostgres(t *testing.T) {
 	t.Parallel()
-	url := os.Getenv("OPENMESH_TEST_POSTGRES")
-	if url == "" || url == "require" {
-		t.Skip("needs the URL of a server in OPENMESH_TEST_POSTGRES")
-	}
+	url := postgrestest.New(t).URL
 	b := openBench(t, url, protocoltest.NewAgent(t, realm, time.Now()))
 	other := openBench(t, url, protocoltest.NewAgent(t, realm, time.Now()))
 	var all sync.WaitGroup
