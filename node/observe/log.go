@@ -100,7 +100,30 @@ func libp2pHandler(log *zap.Logger, min zapcore.Level) slog.Handler {
 		raised = core
 	}
 	const never = slog.Level(math.MaxInt)
-	return zapslog.NewHandler(raised, zapslog.AddStacktraceAt(never))
+	return parts{zapslog.NewHandler(raised, zapslog.AddStacktraceAt(never))}
+}
+
+// parts is the handler from which each part of libp2p takes its own.
+type parts struct{ slog.Handler }
+
+// WithAttrs returns the handler of a part, which it names with the attribute logger. What
+// the part warns of with each stranger that hangs up, or sends nonsense, is no news.
+func (p parts) WithAttrs(attrs []slog.Attr) slog.Handler {
+	part := p.Handler.WithAttrs(attrs)
+	for _, a := range attrs {
+		if a.Key == "logger" && a.Value.String() == "net/identify" {
+			return errorsOnly{part}
+		}
+	}
+	return part
+}
+
+// errorsOnly leaves out what is less than an error.
+type errorsOnly struct{ slog.Handler }
+
+// Enabled implements [slog.Handler].
+func (h errorsOnly) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelError && h.Handler.Enabled(ctx, l)
 }
 
 // TraceField is the log field that names the trace of ctx, if it has one.

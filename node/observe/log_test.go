@@ -98,6 +98,8 @@ func TestLibp2pLogsThroughZap(t *testing.T) {
 	sub.Info("too much detail")
 	sub.Warn("dial failed", "peer", "p1", slog.Group("addr", "port", 4747))
 	sub.Error("broken")
+	identify := gologshim.Logger("net/identify")
+	identify.Warn("failed to identify peer")
 	level.SetLevel(zap.ErrorLevel)
 	sub.Warn("not now")
 
