@@ -14,6 +14,7 @@ import (
 
 	"github.com/multiformats/go-multiaddr"
 
+	"openmesh/node/automation/strategy"
 	"openmesh/node/config/form"
 )
 
@@ -35,6 +36,7 @@ type Config struct {
 	Market        Market
 	Session       Session
 	Signal        Signal
+	Audit         Audit
 
 	places map[string]form.Place // of the keys that were set explicitly
 }
@@ -162,6 +164,10 @@ type Mailbox struct {
 type Market struct {
 	Schemas     string // absolute name of a folder, or empty
 	ProposalTTL time.Duration
+	Sell        []strategy.Rule // what this agent sells by itself; the first that fits counts
+	MaxOpen     int             // requests of others that are kept
+	MaxRounds   int             // offers in one negotiation
+	Reach       int             // providers that a request is sent to
 }
 
 // Session are the terms that this node offers by default, and its limits.
@@ -220,4 +226,9 @@ func (c *Config) Unbuilt() []string {
 		}
 	}
 	return sentences
+}
+
+// Audit is about the log of what the agent sent, received and decided.
+type Audit struct {
+	Retention time.Duration // of signed originals; their hashes stay for ever
 }

@@ -86,7 +86,7 @@ func (k Key) masked() Key {
 func (c *Config) keys() []Key {
 	return slices.Concat(c.nodeKeys(), c.identityKeys(), c.networkingKeys(), c.discoveryKeys(),
 		c.capabilitiesKeys(), c.observabilityKeys(), c.apiKeys(), c.storageKeys(), c.policyKeys(),
-		c.relayKeys(), c.mailboxKeys(), c.marketKeys(), c.sessionKeys(), c.signalKeys())
+		c.relayKeys(), c.mailboxKeys(), c.marketKeys(), c.sessionKeys(), c.signalKeys(), c.auditKeys())
 }
 
 // reset sets every field of c to its default.

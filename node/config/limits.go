@@ -49,11 +49,17 @@ func (c *Config) mailboxKeys() []Key {
 }
 
 func (c *Config) marketKeys() []Key {
-	const none = "there is no market"
 	m := &c.Market
 	return []Key{
-		key("market.schemas", &m.Schemas, form.Path(), "", "Folder with further JSON Schemas; a relative name is under the home.").unbuilt("", none),
-		key("market.proposal_ttl", &m.ProposalTTL, form.Duration(time.Minute, 30*form.Day), "24h", "How long a proposal of this agent stands.").unbuilt("", none),
+		key("market.schemas", &m.Schemas, form.Path(), "", "Folder with further JSON Schemas; a relative name is under the home.").
+			unbuilt("", "they are kept in the home's folder schemas"),
+		key("market.proposal_ttl", &m.ProposalTTL, form.Duration(time.Minute, 30*form.Day), "24h", "How long a proposal of this agent stands.").
+			unbuilt("", "an offer that does not say stands until the request's deadline"),
+		key("market.sell", &m.Sell, form.List(form.SellRule(), 0), "",
+			"What this agent sells by itself, and how: it asks for price, goes down to floor in steps, and has its last word after so many rounds. Handlers in the home's folder automation come first."),
+		key("market.max_open", &m.MaxOpen, form.Integer(1, 1000000), "10000", "Requests of other agents that are kept at once."),
+		key("market.max_rounds", &m.MaxRounds, form.Integer(1, 64), "64", "Offers in one negotiation, of both sides together."),
+		key("market.reach", &m.Reach, form.Integer(1, 1024), "64", "Providers that a request of this agent is sent to."),
 	}
 }
 
@@ -94,5 +100,12 @@ func (c *Config) signalKeys() []Key {
 		key("signal.rate_total", &s.RateTotal, form.Integer(1, 100000), "200", "Offers per second from all peers."),
 		key("signal.max_message_bytes", &s.MaxMessageBytes, form.Size(form.KiB, form.MiB), "64KiB", "Of a signaling message.").
 			unbuilt("64KiB", "the limit is 64KiB"),
+	}
+}
+
+func (c *Config) auditKeys() []Key {
+	return []Key{
+		key("audit.retention", &c.Audit.Retention, form.Duration(form.Day, 3650*form.Day), "365d",
+			"How long signed originals are kept; after it their hashes prove what they were, and what they said cannot be replayed."),
 	}
 }

@@ -51,6 +51,15 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			name: "rules of the market",
+			file: "market:\n  max_rounds: 65\n  sell:\n    - finance price=12.00 currency=EUR\n    - finance price=12,00 currency=EUR\n    - finance price=1\n",
+			want: []string{
+				`config.yaml:2:15: market.max_rounds: "65" is out of range; allowed: 1..64`,
+				`config.yaml:5:7: market.sell: "finance price=12,00 currency=EUR" has price "12,00", which is not an amount, such as 12.50; allowed: CAPABILITY price=12.00 currency=EUR [floor=9.00 step=0.50 rounds=5 region=eu-central valid=10m]`,
+				`config.yaml:6:7: market.sell: "finance price=1" has no currency; allowed: CAPABILITY price=12.00 currency=EUR [floor=9.00 step=0.50 rounds=5 region=eu-central valid=10m]`,
+			},
+		},
+		{
 			name: "duplicates",
 			file: "node: {id: a, id: b}\nnode:\n  id: c\npolicy: {circles: {a: [], a: []}}\nnetworking: {announce: [/ip4/192.0.2.1/tcp/1, /ip4/192.0.2.1/tcp/1]}\n",
 			want: []string{

@@ -25,6 +25,7 @@ func about(section string) string {
 		"session":                        "Terms that this node offers by default, and limits of a session.",
 		"session.retry":                  "Exponential backoff with jitter.",
 		"signal":                         "Limits of inbound session set-up.",
+		"audit":                          "The log of what the agent sent, received and decided.",
 	}[section]
 }
 

@@ -43,6 +43,7 @@ type Request struct {
 	Traceparent    string // W3C trace context
 	Tracestate     string
 	CorrelationID  string
+	Contract       string    // id of the market contract that the work is done under; empty: none
 	Deadline       time.Time // zero: the handler's timeout alone counts
 	Redelivered    bool      // the handler may have seen this message before
 }
@@ -112,6 +113,7 @@ func facts(ctx context.Context, req *Request, correlation string) []fact {
 		{"x-mesh-idempotency-key", "MESH_IDEMPOTENCY_KEY", req.IdempotencyKey},
 		{"x-mesh-capability", "MESH_CAPABILITY", req.Capability},
 		{"x-mesh-schema", "MESH_SCHEMA", req.Schema},
+		{"x-mesh-contract", "MESH_CONTRACT", req.Contract},
 		{"x-mesh-deadline", "MESH_DEADLINE", deadline},
 		{"x-mesh-redelivered", "MESH_REDELIVERED", redelivered},
 	}

@@ -100,22 +100,26 @@ func (r *Registry) Broker() *Broker { return r.broker }
 // [wire.ResourceExhausted] if there are too many, [wire.InvalidArgument] if the
 // handler needs an environment variable that is not set.
 func (r *Registry) Add(c *capability.Capability) error {
-	var h Handler
-	var err error
-	switch {
-	case c.HTTP != nil:
-		h, err = r.newHTTP(c.HTTP)
-	case c.Exec != nil:
-		h, err = r.newExec(c.Exec)
-	case c.API != nil:
-		h = r.broker
-	default:
-		return wire.Errorf(wire.InvalidArgument, "add capability %s: it has no handler", c.Name)
-	}
+	h, err := r.Handler(c)
 	if err != nil {
 		return addError(c, err)
 	}
 	return r.AddHandler(c, h)
+}
+
+// Handler returns the handler that a file named, without offering anything. It
+// bounds what it reads; time, and what the answer is to look like, are the
+// caller's to mind. The errors are those of Add.
+func (r *Registry) Handler(c *capability.Capability) (Handler, error) {
+	switch {
+	case c.HTTP != nil:
+		return r.newHTTP(c.HTTP)
+	case c.Exec != nil:
+		return r.newExec(c.Exec)
+	case c.API != nil:
+		return r.broker, nil
+	}
+	return nil, wire.Errorf(wire.InvalidArgument, "it has no handler")
 }
 
 func addError(c *capability.Capability, err error) error {

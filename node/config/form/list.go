@@ -9,6 +9,7 @@ import (
 
 	"github.com/multiformats/go-multiaddr"
 
+	"openmesh/node/automation/strategy"
 	"openmesh/protocols/identity"
 )
 
@@ -97,6 +98,11 @@ func Circles() Codec[map[string][]string] {
 		return v
 	}
 	return c
+}
+
+// SellRule allows a rule of how to sell a capability.
+func SellRule() Codec[strategy.Rule] {
+	return atom("rule", strategy.Syntax, strategy.ParseRule, strategy.Rule.String)
 }
 
 // parseAddr parses a multiaddr and says what is wrong with it without quoting it.

@@ -40,6 +40,9 @@ type Capability struct {
 	QoS        []string // at-most-once, at-least-once, exactly-once
 	Price      *Price   // nil: none named
 
+	// ContractRequired says that requests are taken under a market contract only.
+	ContractRequired bool
+
 	// At most one of the three; none for a handler that is a Go function.
 	HTTP *HTTP
 	Exec *Exec

@@ -56,13 +56,14 @@ type reader struct {
 
 var (
 	visibilityPattern = regexp.MustCompile(`^(public|private|circle:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$`)
+	contractPattern   = regexp.MustCompile(`^(optional|required)$`)
 	decimalPattern    = regexp.MustCompile(`^[0-9]{1,30}(\.[0-9]{1,18})?$`)
 	wordPattern       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,119}$`)
 )
 
 func (r *reader) capability(c *Capability, root ast.Node) {
 	f := r.mapping(root, "name", "version", "domain", "tags", "visibility", "request", "response",
-		"protocols", "qos", "price", "handler")
+		"protocols", "qos", "price", "contract", "handler")
 	if r.err != nil {
 		return
 	}
@@ -80,6 +81,7 @@ func (r *reader) capability(c *Capability, root ast.Node) {
 	c.Protocols = r.protocols(f["protocols"])
 	c.QoS = r.qos(f["qos"])
 	c.Price = r.price(f["price"])
+	c.ContractRequired = r.matching(f["contract"], contractPattern, "optional", "one of: optional, required") == "required"
 	if f["handler"] == nil {
 		r.fail(root, "One of http, exec, api; see: openmesh capability example", "field \"handler\" is missing")
 		return
