@@ -12,6 +12,7 @@ import (
 	openmeshv1 "openmesh/node/api/openmesh/v1"
 	"openmesh/node/handlers"
 	"openmesh/node/observe"
+	"openmesh/protocols/market/document"
 	"openmesh/protocols/schema"
 	"openmesh/protocols/schema/translate"
 	"openmesh/protocols/session"
@@ -24,8 +25,9 @@ import (
 // every schema that both sides name, and who does not speak it natively translates
 // at home, both what it sends and what it receives.
 //
-// Native are the versions that capabilities declare (protocols) and those of
-// session.schemas. Translations are files of the home.
+// Native are the versions that capabilities declare (protocols), those of
+// session.schemas, and the newest market/proposal, unless session.schemas names
+// another. Translations are files of the home, and that of market/proposal.
 
 // An offer names at most so many schemas, and spends so many bytes on them: it has
 // other things to say.
@@ -53,6 +55,9 @@ func (n *Node) natives(all bool) map[string][]string {
 	out := make(map[string][]string, len(n.schemas))
 	for name, versions := range n.schemas {
 		out[name] = slices.Clip(versions)
+	}
+	if name, version, _ := strings.Cut(document.SchemaProposal, "@v"); out[name] == nil {
+		out[name] = []string{version}
 	}
 	for _, c := range n.registry.List() {
 		if !all && orDefault(c.Visibility, "public") != "public" {

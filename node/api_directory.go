@@ -126,7 +126,7 @@ func rowMessage(row directory.Row) *openmeshv1.DiscoverResult {
 		Agent: string(row.Agent), Address: row.Address.String(), Peer: row.Peer.String(), Name: row.Name, Version: row.Version,
 		LatencyMs: millis(row.Latency), Load: row.Load, UptimePct: row.Uptime, Trust: row.Trust, Region: row.Region,
 		KeyVersion: row.KeyVersion, Reachability: row.Reachability, AgeS: row.Age.Seconds(), Score: row.Score,
-		Domain: row.Capability.Domain, Tags: row.Capability.Tags,
+		Domain: row.Capability.Domain, Tags: row.Capability.Tags, Contract: row.Capability.Contract,
 	}
 }
 

@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
+	"google.golang.org/protobuf/proto"
 
 	openmeshv1 "openmesh/node/api/openmesh/v1"
 	"openmesh/overlay/grpclink"
@@ -29,6 +31,9 @@ func (n sessionAPI) Open(ctx context.Context, r *openmeshv1.OpenSessionRequest) 
 	if err != nil {
 		return nil, err
 	}
+	if r, err = n.citing(ctx, r, &want); err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
 	switch {
 	case len(r.Targets) == 0:
 		return nil, wire.Errorf(wire.InvalidArgument, "open session: no target").WithHint("name an agent id, an address or a capability")
@@ -42,6 +47,28 @@ func (n sessionAPI) Open(ctx context.Context, r *openmeshv1.OpenSessionRequest) 
 		return nil, err
 	}
 	return n.sessionDetail(s.Info()), nil
+}
+
+// citing puts the market contract of a request into the session that it asks for,
+// which is with the seller.
+func (n *Node) citing(ctx context.Context, r *openmeshv1.OpenSessionRequest, w *session.Want) (*openmeshv1.OpenSessionRequest, error) {
+	if r.Contract == "" {
+		return r, nil
+	}
+	d, err := n.purchase(ctx, r.Contract)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(r.Targets) > 1:
+		return nil, wire.Errorf(wire.InvalidArgument, "market contract %s has one seller, not %d", d.ID, len(r.Targets)).WithHint("leave the targets out")
+	case len(r.Targets) == 1:
+		if _, _, err = n.ofSeller(ctx, d, r.Targets[0], ""); err != nil {
+			return nil, err
+		}
+	}
+	r = proto.CloneOf(r)
+	r.Targets, w.Contract.Market = []string{string(d.Seller)}, d.ID
+	return r, nil
 }
 
 // wantOf is the session that a request asks for.

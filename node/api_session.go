@@ -117,7 +117,7 @@ func (n *Node) sessionDetail(i session.Info) *openmeshv1.SessionInfo {
 		Qos: c.QoS.String(), Ordered: c.Ordered, TtlMs: uint32(c.TTL.Milliseconds()), AckTimeoutMs: uint32(c.AckTimeout.Milliseconds()),
 		KeepaliveMs: uint32(c.Keepalive.Milliseconds()), RekeyIntervalMs: uint32(c.RekeyInterval.Milliseconds()),
 		MaxMessageBytes: uint32(c.MaxMessageBytes), MaxPending: uint32(c.MaxPending), Persistent: c.Persistent,
-		MessageRate: uint32(c.MessageRate), ByteRate: uint32(c.ByteRate),
+		MessageRate: uint32(c.MessageRate), ByteRate: uint32(c.ByteRate), Market: c.Market,
 		Retry: &openmeshv1.Retry{
 			Max: uint32(c.Retry.Max), InitialMs: uint32(c.Retry.Initial.Milliseconds()), Multiplier: c.Retry.Multiplier,
 			MaxIntervalMs: uint32(c.Retry.MaxInterval.Milliseconds()), Jitter: c.Retry.Jitter,
@@ -191,7 +191,7 @@ func (n sessionAPI) Pull(ctx context.Context, r *openmeshv1.PullRequest) (*openm
 	m := &openmeshv1.PullResponse{
 		Id: p.ID, Capability: q.Capability, CallerAgent: q.CallerAgent, CallerAddress: q.CallerAddress,
 		Session: q.Session, Request: q.RequestID, IdempotencyKey: q.IdempotencyKey, Traceparent: q.Traceparent,
-		CorrelationId: q.CorrelationID, Deadline: stamp(q.Deadline), Redelivered: q.Redelivered,
+		CorrelationId: q.CorrelationID, Deadline: stamp(q.Deadline), Redelivered: q.Redelivered, Contract: q.Contract,
 	}
 	if q.Encoding == schema.Protobuf {
 		m.Body = &openmeshv1.PullResponse_Protobuf{Protobuf: q.Body}

@@ -74,6 +74,10 @@ func (n *Node) call(ctx context.Context, r *openmeshv1.CallRequest, take taker) 
 	if err := n.checkCall(r); err != nil {
 		return nil, err
 	}
+	r, deal, err := n.underContract(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("call: %w", err)
+	}
 	ctx, span := n.tracer.Start(ctx, "call "+orDefault(r.Capability, r.Target), trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
 	key := r.IdempotencyKey
@@ -84,9 +88,12 @@ func (n *Node) call(ctx context.Context, r *openmeshv1.CallRequest, take taker) 
 	if err != nil {
 		n.countCall(r, observe.Failed)
 		span.SetStatus(codes.Error, wire.CodeOf(err).String())
-		return nil, callError(r, err)
+		return nil, callError(r, deal.explain(err, time.Now()))
 	}
 	n.countCall(r, observe.Delivered)
+	if deal.ID != "" && n.market != nil {
+		n.market.Spent(deal.ID, resp.Session+"/"+resp.Request)
+	}
 	if span.IsRecording() {
 		span.SetAttributes(attribute.String("openmesh.agent", resp.Agent), attribute.String("openmesh.session", resp.Session))
 	}
@@ -145,8 +152,8 @@ func callError(r *openmeshv1.CallRequest, err error) error {
 // checkCall refuses what makes no sense, and terms that this version does not
 // keep: a promise is never broken in silence.
 func (n *Node) checkCall(r *openmeshv1.CallRequest) error {
-	if r.Target == "" {
-		return wire.Errorf(wire.InvalidArgument, "call: no target").WithHint("name a capability, an address or an agent id")
+	if r.Target == "" && r.Contract == "" {
+		return wire.Errorf(wire.InvalidArgument, "call: no target").WithHint("name a capability, an address or an agent id; or a market contract, whose seller is called")
 	}
 	if r.Qos != "" {
 		if _, err := signal.ParseQoS(r.Qos); err != nil {
@@ -158,8 +165,6 @@ func (n *Node) checkCall(r *openmeshv1.CallRequest) error {
 		return unsupported("constraints on the path")
 	case r.Class != "" || r.Multipath > 1:
 		return unsupported("a choice of path class or several paths")
-	case r.Contract != "":
-		return unsupported("a market contract")
 	}
 	return nil
 }
@@ -376,13 +381,13 @@ func (n *Node) callAgent(ctx context.Context, c candidate, r *openmeshv1.CallReq
 	if q := n.qos(r); q != signal.AtMostOnce {
 		resp, err := n.callDurably(ctx, c, r, key, q)
 		n.learn(c.agent, err)
-		return whole(resp, err)
+		return whole(resp, unbound(r, err))
 	}
 	req := n.request(ctx, c, r, key)
 	req.Deadline = deadline
 	var resp *session.Response
 	var id uint64
-	want := session.Want{Contract: signal.Contract{QoS: signal.AtMostOnce}}
+	want := session.Want{Contract: signal.Contract{QoS: signal.AtMostOnce, Market: r.Contract}}
 	s, err := n.open(ctx, c, want)
 	if err == nil {
 		resp, id, err = s.Call(ctx, req)
@@ -394,7 +399,7 @@ func (n *Node) callAgent(ctx context.Context, c candidate, r *openmeshv1.CallReq
 	}
 	n.learn(c.agent, err)
 	if err != nil {
-		return answer{}, err
+		return answer{}, unbound(r, err)
 	}
 	names := s.Names()
 	out := &openmeshv1.CallResponse{
@@ -411,7 +416,7 @@ func (n *Node) callAgent(ctx context.Context, c candidate, r *openmeshv1.CallReq
 
 // open returns a session with an agent, one that is there or a new one.
 func (n *Node) open(ctx context.Context, c candidate, w session.Want) (*session.Session, error) {
-	if w.Contract.QoS == signal.AtMostOnce && !w.Exclusive && c.through == nil {
+	if w.Contract.QoS == signal.AtMostOnce && w.Contract.Market == "" && !w.Exclusive && c.through == nil {
 		if s := n.sessions.Session(c.agent); s != nil && s.Ready() {
 			return s, nil
 		}

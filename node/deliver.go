@@ -38,7 +38,7 @@ func (n *Node) countCall(r *openmeshv1.CallRequest, o observe.Outcome) {
 // before with the same key gets the outcome of that one. That the caller does not
 // wait any longer does not end the message: the contract's TTL does.
 func (n *Node) callDurably(ctx context.Context, c candidate, r *openmeshv1.CallRequest, key string, q signal.QoS) (*openmeshv1.CallResponse, error) {
-	s, err := n.open(ctx, c, session.Want{Contract: signal.Contract{QoS: q}})
+	s, err := n.open(ctx, c, session.Want{Contract: signal.Contract{QoS: q, Market: r.Contract}})
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,12 @@ func start(t *testing.T, bootstrap ...*running) *running {
 // runs.
 func startIn(t *testing.T, home string, k *keys.Keys, flags map[string]string, ready func(*running)) *running {
 	t.Helper()
+	return startWith(t, node.Config{Home: home, Keys: k}, flags, ready)
+}
+
+// startWith is startIn for more than home and keys.
+func startWith(t *testing.T, c node.Config, flags map[string]string, ready func(*running)) *running {
+	t.Helper()
 	all := map[string]string{
 		"node.realm":                 "64512",
 		"networking.listen":          "/ip4/127.0.0.1/tcp/0",
@@ -66,11 +72,13 @@ func startIn(t *testing.T, home string, k *keys.Keys, flags map[string]string, r
 		"observability.metrics_port": "0",
 	}
 	maps.Copy(all, flags)
-	cfg, err := config.Load(home, nil, all)
+	var err error
+	c.Config, err = config.Load(c.Home, nil, all)
 	check(t, err)
 	core, logs := observer.New(zapcore.InfoLevel)
-	r := &running{logs: logs, keys: k, home: home}
-	r.Node, err = node.New(node.Config{Home: home, Config: cfg, Keys: k, Log: zap.New(core), Version: "test"})
+	c.Log, c.Version = zap.New(core), "test"
+	r := &running{logs: logs, keys: c.Keys, home: c.Home}
+	r.Node, err = node.New(c)
 	check(t, err)
 	if ready != nil {
 		ready(r)

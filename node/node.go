@@ -25,10 +25,14 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"openmesh/node/api"
+	"openmesh/node/audit"
+	"openmesh/node/automation"
+	"openmesh/node/catalog"
 	"openmesh/node/config"
 	"openmesh/node/handlers"
 	"openmesh/node/handlers/capability"
 	"openmesh/node/keys"
+	"openmesh/node/market"
 	"openmesh/node/observe"
 	"openmesh/node/schemas"
 	"openmesh/node/store"
@@ -36,11 +40,14 @@ import (
 	"openmesh/overlay"
 	"openmesh/overlay/directory"
 	"openmesh/overlay/grpclink"
+	"openmesh/overlay/topic"
 	"openmesh/policy"
 	"openmesh/protocols/forward"
 	"openmesh/protocols/identity"
 	"openmesh/protocols/mailbox"
+	"openmesh/protocols/market/document"
 	"openmesh/protocols/session"
+	"openmesh/protocols/wire"
 )
 
 // Config is what a [Node] needs.
@@ -55,6 +62,10 @@ type Config struct {
 	// programs that embed a node; the bytes are valid during the call. Nil drops
 	// them.
 	Data func(from *session.Session, message []byte)
+
+	// Deals are the market contracts that work is done under. Nil: those of this
+	// node's own market.
+	Deals Deals
 
 	// HostOptions override the libp2p host's: a simulated network, in tests.
 	HostOptions []libp2p.Option
@@ -80,6 +91,8 @@ type Node struct {
 	translations *schemas.Registry
 	schemas      map[string][]string // versions that the configuration names
 
+	deals      Deals // what work is done under
+	automation *automation.Automation
 	multicasts *multicasts
 	relays     *relays
 	post       *post
@@ -93,7 +106,11 @@ type Node struct {
 	links     *grpclink.Server // nil: no gRPC listener
 	forwards  *forward.Server
 	mailboxes *mailbox.Server // nil: this node keeps none
-	letters   *letters.Store  // of mailboxes
+	audit     *audit.Log
+	catalog   *catalog.Catalog
+	market    *market.Engine
+	gossip    *topic.Gossip
+	letters   *letters.Store // of mailboxes
 	directory *directory.Directory
 	sessions  *session.Endpoint
 	api       *api.Server
@@ -138,10 +155,14 @@ func New(cfg Config) (*Node, error) {
 		translations: schemas.Open(filepath.Join(cfg.Home, schemas.Folder), cfg.Log),
 		schemas:      named,
 
+		deals:      cfg.Deals,
 		multicasts: newMulticasts(),
 		relays:     newRelays(),
 		renew:      make(chan struct{}, 1),
 		ready:      make(chan struct{}),
+	}
+	if err := n.translations.Add(document.Translation(), "of this program"); err != nil && wire.CodeOf(err) != wire.AlreadyExists {
+		return nil, err
 	}
 	n.post = &post{n: n}
 	n.registry = handlers.New(handlers.Config{
@@ -159,6 +180,7 @@ func New(cfg Config) (*Node, error) {
 		Partitioned: n.partitioned,
 	})
 	n.loadCapabilities()
+	n.loadAutomation()
 	return n, nil
 }
 
@@ -230,6 +252,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.database.Close()) }()
+	if n.audit, err = audit.Open(ctx, n.auditConfig()); err != nil {
+		return err
+	}
 	if err := n.loadMulticasts(ctx); err != nil {
 		return err
 	}
@@ -269,6 +294,9 @@ func (n *Node) runServices(ctx context.Context) error {
 	group.Go(func() error { n.meter(ctx); return nil })
 	group.Go(func() error { n.watchRelays(ctx); return nil })
 	group.Go(func() error { return n.forwards.Run(ctx, n.host) })
+	group.Go(func() error { return n.audit.Run(ctx) })
+	group.Go(func() error { return n.gossip.Run(ctx) })
+	group.Go(func() error { n.listen(ctx); return nil })
 	if n.mailboxes != nil {
 		group.Go(func() error { n.mailboxes.Run(ctx, n.host); return nil })
 	}
@@ -282,6 +310,7 @@ func (n *Node) runServices(ctx context.Context) error {
 	if n.links != nil {
 		group.Go(func() error { return n.links.Run(ctx) })
 	}
+	group.Go(func() error { return n.market.Run(ctx) })
 	group.Go(func() error { return n.api.Run(ctx) })
 	if ctx.Err() != nil {
 		return group.Wait()
@@ -305,6 +334,16 @@ func (n *Node) build() (err error) {
 	}()
 	if n.directory, err = directory.New(n.directoryConfig()); err != nil {
 		return err
+	}
+	if n.gossip, err = topic.New(n.topicConfig()); err != nil {
+		return err
+	}
+	if n.catalog, err = catalog.New(n.catalogConfig()); err != nil {
+		return err
+	}
+	n.market = n.newMarket()
+	if n.deals == nil {
+		n.deals = deals{n}
 	}
 	n.dialer = grpclink.NewDialer()
 	n.sessions = session.New(n.sessionConfig())

@@ -26,15 +26,16 @@ func (n *Node) serve(ctx context.Context, in *session.Inbound) (*session.Respons
 	idle := func() { n.load.working.Add(-1) }
 	defer func() { idle() }()
 	names := in.Session.Names()
+	contract, key := cited(in)
 	req := &handlers.Request{
 		Capability: in.Capability, Version: in.Version, Body: in.Body, Encoding: schema.Encoding(in.Encoding), Schema: in.Schema,
 		CallerAgent: names.Agent, CallerAddress: names.Address,
 		Session: names.Session, RequestID: strconv.FormatUint(in.ID, 10), IdempotencyKey: in.IdempotencyKey,
 		Traceparent: in.Traceparent, Tracestate: in.Tracestate, CorrelationID: in.CorrelationID, Deadline: in.Deadline,
-		Redelivered: in.Redelivered,
+		Redelivered: in.Redelivered, Contract: contract,
 	}
 	ctx, span := n.traceInbound(ctx, req)
-	resp, err := n.dispatch(ctx, req, policy.Request{On: policy.Call, Agent: in.Session.Peer().Agent})
+	resp, err := n.dispatch(ctx, req, policy.Request{On: policy.Call, Agent: in.Session.Peer().Agent}, key)
 	if err == nil && resp.Produce != nil {
 		idle = func() {}
 		return &session.Response{Encoding: session.Encoding(resp.Encoding), Produce: endingWith(func(err error) {
@@ -49,9 +50,12 @@ func (n *Node) serve(ctx context.Context, in *session.Inbound) (*session.Respons
 	return &session.Response{Encoding: session.Encoding(resp.Encoding), Body: resp.Body}, nil
 }
 
-// dispatch does a request under policy. What the caller may not see is not
-// there.
-func (n *Node) dispatch(ctx context.Context, req *handlers.Request, who policy.Request) (*handlers.Response, error) {
+// dispatch does a request under policy and under its market contract, for which key
+// names it. What the caller may not see is not there.
+func (n *Node) dispatch(ctx context.Context, req *handlers.Request, who policy.Request, key string) (*handlers.Response, error) {
+	if resp, ok, err := n.serveOwn(ctx, req); ok {
+		return resp, err
+	}
 	c, ok := n.registry.Get(req.Capability)
 	if !ok {
 		return nil, wire.Errorf(wire.NotFound, "capability %.130q", req.Capability)
@@ -60,6 +64,7 @@ func (n *Node) dispatch(ctx context.Context, req *handlers.Request, who policy.R
 	if who.Circle != "" {
 		d := n.circles.Decide(who)
 		n.metrics.PolicyDecision(string(who.On), string(d.Effect))
+		n.noteDecision(string(who.On), string(d.Effect), who.Agent, req.Session, d.Rule)
 		if d.Effect == policy.Deny {
 			n.log.Debug("call denied", zap.String("agent", string(who.Agent)), zap.String("capability", c.Name), zap.String("rule", d.Rule))
 			return nil, wire.Errorf(wire.NotFound, "capability %.130q", req.Capability)
@@ -69,13 +74,18 @@ func (n *Node) dispatch(ctx context.Context, req *handlers.Request, who policy.R
 	if err != nil {
 		return nil, err
 	}
+	work, err := n.beginWork(ctx, c, req, key)
+	if err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	resp, err := n.serveVersion(ctx, req)
 	measure := func(err error) { n.metrics.Handler(c.Kind(), time.Since(start), err) }
 	if err == nil && resp.Produce != nil {
-		return &handlers.Response{Encoding: resp.Encoding, Produce: endingWith(measure, resp.Produce)}, nil
+		return &handlers.Response{Encoding: resp.Encoding, Produce: work.producing(endingWith(measure, resp.Produce))}, nil
 	}
 	measure(err)
+	work.end(ctx, err)
 	return resp, err
 }
 

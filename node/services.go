@@ -69,6 +69,8 @@ func (n *Node) sessionConfig() session.Config {
 			Local:    func() signal.Local { return local },
 			Verifier: n.verifier,
 			Terms:    func() signal.Terms { t := terms; t.Protocols, _ = n.protocols(); return t },
+			Admit:    n.admitWork,
+			Record:   n.signalRecorder(),
 			Timeout:  s.Networking.HandshakeTimeout,
 			PerPeer:  s.Signal.RatePerPeer, Total: s.Signal.RateTotal,
 			Log: n.log.Named("signal"),
@@ -125,6 +127,7 @@ func (o sessionObserver) SessionEvent(ev session.Event) {
 	}
 	o.n.metrics.SessionMoved(from, ev.To.String())
 	o.n.events.publish(ev)
+	o.n.noteState(ev)
 }
 
 // MessageOutcome counts what became of a message.
@@ -141,7 +144,7 @@ func (o sessionObserver) MessageOutcome(s *session.Session, _ *delivery.Message,
 
 func (n *Node) newAPI() (*api.Server, error) {
 	return api.New(api.Config{
-		Services:  api.Services{Node: nodeAPI{n}, Directory: directoryAPI{n}, Session: sessionAPI{n}, Key: keyAPI{n}},
+		Services:  api.Services{Node: nodeAPI{n}, Directory: directoryAPI{n}, Session: sessionAPI{n}, Market: marketAPI{n}, Audit: auditAPI{n}, Key: keyAPI{n}},
 		Listen:    n.settings.API.Listen,
 		TokenFile: filepath.Join(n.cfg.Home, "api.token"),
 		Ready:     n.readiness,
@@ -242,6 +245,9 @@ func (n *Node) capabilityMessage(c *capability.Capability) *descriptorpb.Capabil
 	}
 	if versions := n.answered(c.Name, c.Version); len(versions) > 1 {
 		m.Protocols = append(m.Protocols, &descriptorpb.Protocol{Name: schemas.RequestSchema(c.Name), Versions: versions})
+	}
+	if c.ContractRequired {
+		m.Contract = "required"
 	}
 	if c.Price != nil {
 		m.Price = &descriptorpb.Price{Amount: c.Price.Amount, Currency: c.Price.Currency, Unit: c.Price.Unit}

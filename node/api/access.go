@@ -22,11 +22,18 @@ func access(procedure string) (class, bool) {
 	case rpc.NodeIdProcedure, rpc.NodeStatusProcedure, rpc.NodePeersProcedure, rpc.NodeRelaysProcedure, rpc.NodeDoctorProcedure,
 		rpc.DirectoryListCapabilitiesProcedure, rpc.DirectoryDiscoverProcedure, rpc.DirectoryResolveProcedure,
 		rpc.SessionListProcedure, rpc.SessionShowProcedure, rpc.SessionWatchProcedure, rpc.SessionOutcomeProcedure,
+		rpc.MarketListRFPsProcedure, rpc.MarketShowRFPProcedure, rpc.MarketListProposalsProcedure, rpc.MarketShowProposalProcedure,
+		rpc.MarketListContractsProcedure, rpc.MarketShowContractProcedure, rpc.MarketExportContractProcedure, rpc.MarketWatchProcedure,
+		rpc.MarketListSchemasProcedure, rpc.MarketGetSchemaProcedure,
+		rpc.AuditListProcedure, rpc.AuditShowProcedure, rpc.AuditVerifyProcedure, rpc.AuditReplayProcedure, rpc.AuditExportProcedure,
 		rpc.KeyStatusProcedure:
 		return read, true
 	case rpc.NodePingProcedure, rpc.NodeConnectProcedure,
 		rpc.SessionOpenProcedure, rpc.SessionCloseProcedure, rpc.SessionCallProcedure, rpc.SessionCallStreamProcedure,
-		rpc.SessionSendProcedure, rpc.SessionReceiveProcedure, rpc.SessionPullProcedure, rpc.SessionReplyProcedure:
+		rpc.SessionSendProcedure, rpc.SessionReceiveProcedure, rpc.SessionPullProcedure, rpc.SessionReplyProcedure,
+		rpc.MarketPostRFPProcedure, rpc.MarketCancelRFPProcedure, rpc.MarketProposeProcedure, rpc.MarketCounterProcedure, rpc.MarketAmendProcedure,
+		rpc.MarketAcceptProcedure, rpc.MarketRejectProcedure, rpc.MarketWithdrawProcedure, rpc.MarketSettleProcedure, rpc.MarketAddSchemaProcedure,
+		rpc.AuditCheckpointProcedure:
 		return write, true
 	case rpc.DirectoryAddCapabilityProcedure, rpc.DirectoryRemoveCapabilityProcedure: // a handler may be a program
 		return admin, true

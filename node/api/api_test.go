@@ -31,6 +31,14 @@ type services struct {
 	session
 }
 
+type market struct {
+	openmeshv1connect.UnimplementedMarketHandler
+}
+
+type auditor struct {
+	openmeshv1connect.UnimplementedAuditHandler
+}
+
 type node struct {
 	openmeshv1connect.UnimplementedNodeHandler
 	id func(context.Context) (*openmeshv1.IdResponse, error)
@@ -84,7 +92,7 @@ func start(t *testing.T, s services, change func(*api.Config)) *daemon {
 	t.Helper()
 	home := t.TempDir()
 	cfg := api.Config{
-		Services:  api.Services{Node: s.node, Directory: s, Session: s.session, Key: s},
+		Services:  api.Services{Node: s.node, Directory: s, Session: s.session, Market: market{}, Audit: auditor{}, Key: s},
 		Listen:    []string{"127.0.0.1:0", "unix:" + filepath.Join(home, "api.sock")},
 		TokenFile: filepath.Join(home, "api.token"),
 	}
@@ -436,7 +444,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	s := identified()
-	whole := api.Services{Node: s.node, Directory: s, Session: s.session, Key: s}
+	whole := api.Services{Node: s.node, Directory: s, Session: s.session, Market: market{}, Audit: auditor{}, Key: s}
 	for name, cfg := range map[string]api.Config{
 		"a service is missing": {Listen: []string{"127.0.0.1:0"}, TokenFile: "t"},
 		"nothing to listen on": {Services: whole, TokenFile: "t"},

@@ -29,6 +29,8 @@ type Client struct {
 	Node      openmeshv1connect.NodeClient
 	Directory openmeshv1connect.DirectoryClient
 	Session   openmeshv1connect.SessionClient
+	Market    openmeshv1connect.MarketClient
+	Audit     openmeshv1connect.AuditClient
 	Key       openmeshv1connect.KeyClient
 
 	addr      string
@@ -101,6 +103,8 @@ func (c *Client) connect(base string, option connect.ClientOption) {
 	c.Node = openmeshv1connect.NewNodeClient(caller, base, option)
 	c.Directory = openmeshv1connect.NewDirectoryClient(caller, base, option)
 	c.Session = openmeshv1connect.NewSessionClient(caller, base, option)
+	c.Market = openmeshv1connect.NewMarketClient(caller, base, option)
+	c.Audit = openmeshv1connect.NewAuditClient(caller, base, option)
 	c.Key = openmeshv1connect.NewKeyClient(caller, base, option)
 }
 

@@ -67,7 +67,7 @@ func listenOn(t *testing.T, addr string) error {
 	t.Helper()
 	s := identified()
 	server, err := api.New(api.Config{
-		Services:  api.Services{Node: s.node, Directory: s, Session: s.session, Key: s},
+		Services:  api.Services{Node: s.node, Directory: s, Session: s.session, Market: market{}, Audit: auditor{}, Key: s},
 		Listen:    []string{addr},
 		TokenFile: filepath.Join(t.TempDir(), "api.token"),
 	})
@@ -144,7 +144,7 @@ func TestTokenFile(t *testing.T) {
 			}
 			s := identified()
 			server, err := api.New(api.Config{
-				Services: api.Services{Node: s.node, Directory: s, Session: s.session, Key: s},
+				Services: api.Services{Node: s.node, Directory: s, Session: s.session, Market: market{}, Audit: auditor{}, Key: s},
 				Listen:   []string{"127.0.0.1:0"}, TokenFile: path,
 			})
 			if err != nil {

@@ -53,6 +53,8 @@ type Services struct {
 	Node      openmeshv1connect.NodeHandler
 	Directory openmeshv1connect.DirectoryHandler
 	Session   openmeshv1connect.SessionHandler
+	Market    openmeshv1connect.MarketHandler
+	Audit     openmeshv1connect.AuditHandler
 	Key       openmeshv1connect.KeyHandler
 }
 
@@ -107,7 +109,8 @@ func New(cfg Config) (*Server, error) {
 
 func (c *Config) complete() error {
 	switch {
-	case c.Services.Node == nil || c.Services.Directory == nil || c.Services.Session == nil || c.Services.Key == nil:
+	case c.Services.Node == nil || c.Services.Directory == nil || c.Services.Session == nil || c.Services.Market == nil || c.Services.Audit == nil ||
+		c.Services.Key == nil:
 		return errors.New("a service is missing")
 	case len(c.Listen) == 0:
 		return errors.New("nothing to listen on")
@@ -147,6 +150,8 @@ func (s *Server) handler() http.Handler {
 	rpc.Handle(openmeshv1connect.NewNodeHandler(s.cfg.Services.Node, options))
 	rpc.Handle(openmeshv1connect.NewDirectoryHandler(s.cfg.Services.Directory, options))
 	rpc.Handle(openmeshv1connect.NewSessionHandler(s.cfg.Services.Session, options))
+	rpc.Handle(openmeshv1connect.NewMarketHandler(s.cfg.Services.Market, options))
+	rpc.Handle(openmeshv1connect.NewAuditHandler(s.cfg.Services.Audit, options))
 	rpc.Handle(openmeshv1connect.NewKeyHandler(s.cfg.Services.Key, options))
 
 	mux := http.NewServeMux()

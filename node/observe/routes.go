@@ -20,6 +20,7 @@ type routes struct {
 	held, size prometheus.Gauge
 	relay      map[string]prometheus.Gauge
 	relayed    map[string]prometheus.Counter
+	moves      *prometheus.CounterVec
 }
 
 func (m *Metrics) makeRoutes() {
@@ -34,6 +35,7 @@ func (m *Metrics) makeRoutes() {
 	r.held = m.gauge("mailbox_held", "Relay: letters kept.").WithLabelValues()
 	r.size = m.gauge("mailbox_held_bytes", "Relay: size of the letters kept.").WithLabelValues()
 	r.relay = children([]string{"reservations", "circuits", "forwards"}, m.gauge("relay_in_use", "Relay: what of its quotas is in use.", "quota").WithLabelValues)
+	r.moves = m.counter("market_moves_total", "Moves of negotiations, by outcome.", "direction", "move", "outcome")
 	r.relayed = children([]string{"circuit", "forward"}, m.counter("relay_bytes_total", "Relay: bytes carried for others.", "service").WithLabelValues)
 }
 
@@ -92,4 +94,13 @@ func (m *Metrics) MailboxRefused(code wire.Code) {
 func (m *Metrics) MailboxHeld(letters int, bytes int64) {
 	m.routes.held.Set(float64(letters))
 	m.routes.size.Set(float64(bytes))
+}
+
+// MarketMove counts a move of a negotiation that was sent or received.
+func (m *Metrics) MarketMove(direction, move string, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = wire.CodeOf(err).String()
+	}
+	m.routes.moves.WithLabelValues(direction, move, outcome).Inc()
 }

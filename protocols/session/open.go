@@ -38,6 +38,20 @@ func (e *Endpoint) Reached(a identity.AgentID) (c *identity.Certificate, r Route
 	return nil, Route{}, false
 }
 
+// Agreed returns the version of an application protocol that was agreed on with an
+// agent, in any session that there is.
+func (e *Endpoint) Agreed(a identity.AgentID, protocol string) (version string, ok bool) {
+	for _, s := range e.list() {
+		if s.Peer().Agent != a {
+			continue
+		}
+		if version, ok = s.Protocol(protocol); ok {
+			return version, true
+		}
+	}
+	return "", false
+}
+
 // Target is an agent and where to reach it.
 type Target struct {
 	Agent identity.AgentID

@@ -558,10 +558,12 @@ type DiscoverResult struct {
 	// direct, holepunched, relayed or mailbox.
 	Reachability string `protobuf:"bytes,12,opt,name=reachability,proto3" json:"reachability,omitempty"`
 	// Seconds since the descriptor was fetched.
-	AgeS          float64           `protobuf:"fixed64,13,opt,name=age_s,json=ageS,proto3" json:"age_s,omitempty"`
-	Score         float64           `protobuf:"fixed64,14,opt,name=score,proto3" json:"score,omitempty"`
-	Domain        string            `protobuf:"bytes,15,opt,name=domain,proto3" json:"domain,omitempty"`
-	Tags          map[string]string `protobuf:"bytes,16,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	AgeS   float64           `protobuf:"fixed64,13,opt,name=age_s,json=ageS,proto3" json:"age_s,omitempty"`
+	Score  float64           `protobuf:"fixed64,14,opt,name=score,proto3" json:"score,omitempty"`
+	Domain string            `protobuf:"bytes,15,opt,name=domain,proto3" json:"domain,omitempty"`
+	Tags   map[string]string `protobuf:"bytes,16,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// required: it is done under a market contract only. Empty: without one too.
+	Contract      string `protobuf:"bytes,17,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -706,6 +708,13 @@ func (x *DiscoverResult) GetTags() map[string]string {
 		return x.Tags
 	}
 	return nil
+}
+
+func (x *DiscoverResult) GetContract() string {
+	if x != nil {
+		return x.Contract
+	}
+	return ""
 }
 
 type ResolveRequest struct {
@@ -900,7 +909,7 @@ const file_openmesh_v1_directory_proto_rawDesc = "" +
 	"\aresults\x18\x01 \x03(\v2\x1b.openmesh.v1.DiscoverResultR\aresults\x12\x1d\n" +
 	"\n" +
 	"elapsed_ms\x18\x02 \x01(\x01R\telapsedMs\x12\x16\n" +
-	"\x06cached\x18\x03 \x01(\bR\x06cached\"\xfe\x03\n" +
+	"\x06cached\x18\x03 \x01(\bR\x06cached\"\x9a\x04\n" +
 	"\x0eDiscoverResult\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -921,7 +930,8 @@ const file_openmesh_v1_directory_proto_rawDesc = "" +
 	"\x05age_s\x18\r \x01(\x01R\x04ageS\x12\x14\n" +
 	"\x05score\x18\x0e \x01(\x01R\x05score\x12\x16\n" +
 	"\x06domain\x18\x0f \x01(\tR\x06domain\x129\n" +
-	"\x04tags\x18\x10 \x03(\v2%.openmesh.v1.DiscoverResult.TagsEntryR\x04tags\x1a7\n" +
+	"\x04tags\x18\x10 \x03(\v2%.openmesh.v1.DiscoverResult.TagsEntryR\x04tags\x12\x1a\n" +
+	"\bcontract\x18\x11 \x01(\tR\bcontract\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"(\n" +

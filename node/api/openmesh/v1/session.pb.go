@@ -52,7 +52,8 @@ type CallRequest struct {
 	Class string `protobuf:"bytes,12,opt,name=class,proto3" json:"class,omitempty"`
 	// Number of disjoint paths.
 	Multipath uint32 `protobuf:"varint,13,opt,name=multipath,proto3" json:"multipath,omitempty"`
-	// Market contract under which the call is made.
+	// Market contract under which the call is made: its id, or a unique prefix of at
+	// least 6 digits. Then target may be empty, and is the seller: only he is called.
 	Contract string `protobuf:"bytes,14,opt,name=contract,proto3" json:"contract,omitempty"`
 	// Forwarded paths to go over, best first: each the relays of one, first hop first,
 	// separated by commas, as addresses or agent ids. Then no other way is taken.
@@ -531,7 +532,9 @@ type OpenSessionRequest struct {
 	// https URL of a gRPC listener.
 	Via string `protobuf:"bytes,14,opt,name=via,proto3" json:"via,omitempty"`
 	// As in CallRequest.
-	Through       []string `protobuf:"bytes,15,rep,name=through,proto3" json:"through,omitempty"`
+	Through []string `protobuf:"bytes,15,rep,name=through,proto3" json:"through,omitempty"`
+	// Market contract that the session cites, as in CallRequest.
+	Contract      string `protobuf:"bytes,16,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,6 +672,13 @@ func (x *OpenSessionRequest) GetThrough() []string {
 		return x.Through
 	}
 	return nil
+}
+
+func (x *OpenSessionRequest) GetContract() string {
+	if x != nil {
+		return x.Contract
+	}
+	return ""
 }
 
 type SendRequest struct {
@@ -2103,8 +2113,10 @@ type Contract struct {
 	Persistent      bool                   `protobuf:"varint,9,opt,name=persistent,proto3" json:"persistent,omitempty"`
 	Retry           *Retry                 `protobuf:"bytes,10,opt,name=retry,proto3" json:"retry,omitempty"`
 	// Of each direction; 0: no limit.
-	MessageRate   uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
-	ByteRate      uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	MessageRate uint32 `protobuf:"varint,11,opt,name=message_rate,json=messageRate,proto3" json:"message_rate,omitempty"`
+	ByteRate    uint32 `protobuf:"varint,12,opt,name=byte_rate,json=byteRate,proto3" json:"byte_rate,omitempty"`
+	// The market contract that the work is done under; empty: none.
+	Market        string `protobuf:"bytes,13,opt,name=market,proto3" json:"market,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2221,6 +2233,13 @@ func (x *Contract) GetByteRate() uint32 {
 		return x.ByteRate
 	}
 	return 0
+}
+
+func (x *Contract) GetMarket() string {
+	if x != nil {
+		return x.Market
+	}
+	return ""
 }
 
 // Retry says when a message without success is sent again.
@@ -2495,7 +2514,9 @@ type PullResponse struct {
 	// RFC 3339 with nanoseconds.
 	Deadline string `protobuf:"bytes,12,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// The request may have been worked on before.
-	Redelivered   bool `protobuf:"varint,13,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	Redelivered bool `protobuf:"varint,13,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	// Market contract under which it is made; empty: none.
+	Contract      string `protobuf:"bytes,14,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2630,6 +2651,13 @@ func (x *PullResponse) GetRedelivered() bool {
 		return x.Redelivered
 	}
 	return false
+}
+
+func (x *PullResponse) GetContract() string {
+	if x != nil {
+		return x.Contract
+	}
+	return ""
 }
 
 type isPullResponse_Body interface {
@@ -2843,7 +2871,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x1c\n" +
 	"\bprotobuf\x18\x02 \x01(\fH\x00R\bprotobuf\x121\n" +
 	"\x05final\x18\x03 \x01(\v2\x19.openmesh.v1.CallResponseH\x00R\x05finalB\x06\n" +
-	"\x04part\"\xdd\x03\n" +
+	"\x04part\"\xf9\x03\n" +
 	"\x12OpenSessionRequest\x12\x18\n" +
 	"\atargets\x18\x01 \x03(\tR\atargets\x12\x10\n" +
 	"\x03qos\x18\x02 \x01(\tR\x03qos\x12\x18\n" +
@@ -2863,7 +2891,8 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\x12\x1c\n" +
 	"\ttransport\x18\r \x01(\tR\ttransport\x12\x10\n" +
 	"\x03via\x18\x0e \x01(\tR\x03via\x12\x18\n" +
-	"\athrough\x18\x0f \x03(\tR\athrough\"\xf7\x01\n" +
+	"\athrough\x18\x0f \x03(\tR\athrough\x12\x1a\n" +
+	"\bcontract\x18\x10 \x01(\tR\bcontract\"\xf7\x01\n" +
 	"\vSendRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x04json\x18\x02 \x01(\tH\x00R\x04json\x12\x1c\n" +
@@ -2981,7 +3010,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\ttransport\x18\x02 \x01(\tR\ttransport\x12\x15\n" +
 	"\x06rtt_ms\x18\x03 \x01(\x01R\x05rttMs\x12\x12\n" +
 	"\x04loss\x18\x04 \x01(\x01R\x04loss\x12\x12\n" +
-	"\x04addr\x18\x05 \x01(\tR\x04addr\"\x99\x03\n" +
+	"\x04addr\x18\x05 \x01(\tR\x04addr\"\xb1\x03\n" +
 	"\bContract\x12\x10\n" +
 	"\x03qos\x18\x01 \x01(\tR\x03qos\x12\x18\n" +
 	"\aordered\x18\x02 \x01(\bR\aordered\x12\x15\n" +
@@ -2998,7 +3027,8 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x05retry\x18\n" +
 	" \x01(\v2\x12.openmesh.v1.RetryR\x05retry\x12!\n" +
 	"\fmessage_rate\x18\v \x01(\rR\vmessageRate\x12\x1b\n" +
-	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\"\x98\x01\n" +
+	"\tbyte_rate\x18\f \x01(\rR\bbyteRate\x12\x16\n" +
+	"\x06market\x18\r \x01(\tR\x06market\"\x98\x01\n" +
 	"\x05Retry\x12\x10\n" +
 	"\x03max\x18\x01 \x01(\rR\x03max\x12\x1d\n" +
 	"\n" +
@@ -3018,7 +3048,7 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	"\x02at\x18\x06 \x01(\tR\x02at\"J\n" +
 	"\vPullRequest\x12\"\n" +
 	"\fcapabilities\x18\x01 \x03(\tR\fcapabilities\x12\x17\n" +
-	"\await_ms\x18\x02 \x01(\rR\x06waitMs\"\xa8\x03\n" +
+	"\await_ms\x18\x02 \x01(\rR\x06waitMs\"\xc4\x03\n" +
 	"\fPullResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3035,7 +3065,8 @@ const file_openmesh_v1_session_proto_rawDesc = "" +
 	" \x01(\tR\vtraceparent\x12%\n" +
 	"\x0ecorrelation_id\x18\v \x01(\tR\rcorrelationId\x12\x1a\n" +
 	"\bdeadline\x18\f \x01(\tR\bdeadline\x12 \n" +
-	"\vredelivered\x18\r \x01(\bR\vredeliveredB\x06\n" +
+	"\vredelivered\x18\r \x01(\bR\vredelivered\x12\x1a\n" +
+	"\bcontract\x18\x0e \x01(\tR\bcontractB\x06\n" +
 	"\x04body\"\x84\x01\n" +
 	"\fReplyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +

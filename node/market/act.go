@@ -1,0 +1,428 @@
+package market
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"openmesh/node/audit"
+	"openmesh/node/store"
+	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/market/document"
+	"openmesh/protocols/wire"
+)
+
+// Done is what became of a move of this agent.
+type Done struct {
+	Negotiation deal.Negotiation
+	Contract    string // its id, once this agent has signed it
+	Delivered   bool   // the other side has answered; if not, it is sent until it does
+}
+
+// answered is how long a move waits for the answer of the other side.
+const answered = 10 * time.Second
+
+// Propose answers a request of another agent. The document is JSON of market/proposal; what
+// it leaves out is as in the request.
+func (e *Engine) Propose(ctx context.Context, rfp string, given []byte) (Done, error) {
+	t, err := e.sells(ctx, rfp)
+	if err != nil {
+		return Done{}, err
+	}
+	return e.make(ctx, t, nil, func(n deal.Negotiation) (deal.Move, error) { return e.offerOf(t, n, deal.Propose, given) })
+}
+
+// Decline rejects a request of another agent.
+func (e *Engine) Decline(ctx context.Context, rfp, reason string) (Done, error) {
+	t, err := e.sells(ctx, rfp)
+	if err != nil {
+		return Done{}, err
+	}
+	return e.make(ctx, t, nil, func(deal.Negotiation) (deal.Move, error) {
+		return deal.Move{Kind: deal.Reject, Reason: reason}, nil
+	})
+}
+
+// sells returns the negotiation in which this agent is the seller.
+func (e *Engine) sells(ctx context.Context, rfp string) (*talk, error) {
+	if err := e.await(ctx); err != nil {
+		return nil, err
+	}
+	r, err := e.request(ctx, rfp)
+	if err != nil {
+		return nil, err
+	}
+	if r.sent {
+		return nil, wire.Errorf(wire.IllegalTransition, "request %s is this agent's own: its sellers propose", r.id)
+	}
+	return e.talk(ctx, r, e.cfg.Agent)
+}
+
+// Offer counters the offer of the other side, or amends this agent's own. What the
+// document leaves out is as in the offer that it answers or replaces.
+func (e *Engine) Offer(ctx context.Context, id string, k deal.Kind, given []byte) (Done, error) {
+	return e.offer(ctx, id, k, given, nil)
+}
+
+func (e *Engine) offer(ctx context.Context, id string, k deal.Kind, given []byte, head *deal.Hash) (Done, error) {
+	t, err := e.opened(ctx, id)
+	if err != nil {
+		return Done{}, err
+	}
+	return e.make(ctx, t, head, func(n deal.Negotiation) (deal.Move, error) { return e.offerOf(t, n, k, given) })
+}
+
+// Accept accepts the offer of the other side: this agent signs the contract.
+func (e *Engine) Accept(ctx context.Context, id, reason string) (Done, error) {
+	return e.accept(ctx, id, reason, nil)
+}
+
+func (e *Engine) accept(ctx context.Context, id, reason string, head *deal.Hash) (Done, error) {
+	t, err := e.opened(ctx, id)
+	if err != nil {
+		return Done{}, err
+	}
+	return e.make(ctx, t, head, func(n deal.Negotiation) (deal.Move, error) {
+		if err := allowed(n, t.role(), deal.Accept); err != nil {
+			return deal.Move{}, err
+		}
+		if t.role() == deal.Buyer {
+			if err := t.request.hold(t.id, n.Table().Offer().Terms.Quantity); err != nil {
+				return deal.Move{}, err
+			}
+		}
+		return deal.Move{Kind: deal.Accept, Schema: document.SchemaContract, Reason: reason}, nil
+	})
+}
+
+// bind makes an acceptance sign the contract of the offer on the table, which names the
+// checkpoints that both moves carry: this one c.
+func (e *Engine) bind(n deal.Negotiation, by deal.Role, m *deal.Move, c *audit.Checkpoint) (err error) {
+	key, own := e.cfg.Signer()
+	ours, theirs := describe(c), (*deal.Checkpoint)(nil)
+	if other, err := audit.ParseCheckpointBy(n.Table().Checkpoint, certificateOf(n.Table())); err == nil {
+		theirs = describe(other)
+	}
+	buyer, seller, cps := own, n.Table().Certificate, deal.Checkpoints{Buyer: ours, Seller: theirs}
+	if by == deal.Seller {
+		buyer, seller, cps = seller, buyer, deal.Checkpoints{Buyer: theirs, Seller: ours}
+	}
+	if _, m.Document, err = n.Draft(buyer, seller, cps, m.At); err != nil {
+		return err
+	}
+	m.ContractSignature, err = deal.SignContract(m.Document, key)
+	return err
+}
+
+// describe is what a contract says of a checkpoint.
+func describe(c *audit.Checkpoint) *deal.Checkpoint {
+	return document.NewCheckpoint(int64(c.Size), deal.Hash(c.Root), c.Bytes())
+}
+
+// End rejects the offer of the other side, or withdraws this agent's own.
+func (e *Engine) End(ctx context.Context, id string, k deal.Kind, reason string) (Done, error) {
+	return e.end(ctx, id, k, reason, nil)
+}
+
+func (e *Engine) end(ctx context.Context, id string, k deal.Kind, reason string, head *deal.Hash) (Done, error) {
+	t, err := e.opened(ctx, id)
+	if wire.CodeOf(err) == wire.NotFound && k == deal.Reject { // of a request to which nothing was said
+		if r, err := e.request(ctx, id); err == nil {
+			return e.Decline(ctx, r.id, reason)
+		}
+	}
+	if err != nil {
+		return Done{}, err
+	}
+	return e.make(ctx, t, head, func(deal.Negotiation) (deal.Move, error) { return deal.Move{Kind: k, Reason: reason}, nil })
+}
+
+// Settle says whether the work under a contract was done: deal.Fulfil or deal.Fail. The id
+// is that of the negotiation or of the contract.
+func (e *Engine) Settle(ctx context.Context, id string, k deal.Kind, reason string) (Done, error) {
+	t, err := e.opened(ctx, id)
+	if wire.CodeOf(err) == wire.NotFound {
+		t, err = e.under(ctx, id)
+	}
+	if err != nil {
+		return Done{}, err
+	}
+	return e.make(ctx, t, nil, func(n deal.Negotiation) (deal.Move, error) {
+		m := deal.Move{Kind: k, Reason: reason}
+		m.Prev = n.Prev(k)
+		return m, nil
+	})
+}
+
+// cancel ends a negotiation because its request is cancelled.
+func (e *Engine) cancel(ctx context.Context, t *talk, reason string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.usable(); err != nil {
+		return err
+	}
+	return e.cancelHeld(ctx, t, reason)
+}
+
+// cancelHeld is cancel with t.mu held.
+func (e *Engine) cancelHeld(ctx context.Context, t *talk, reason string) error {
+	m, err := e.makeHeld(ctx, t, deal.Move{Kind: deal.Cancel, Reason: reason})
+	if err == nil {
+		e.tell(t, m)
+		e.kick(t)
+	}
+	return err
+}
+
+func (e *Engine) opened(ctx context.Context, id string) (*talk, error) {
+	if err := e.await(ctx); err != nil {
+		return nil, err
+	}
+	return e.find(ctx, id)
+}
+
+// make makes a move of this agent's and has it sent. If head is given, it must still be
+// the last move.
+func (e *Engine) make(ctx context.Context, t *talk, head *deal.Hash, build func(deal.Negotiation) (deal.Move, error)) (Done, error) {
+	t.mu.Lock()
+	n := t.now()
+	m, err := deal.Move{}, t.usable()
+	if err == nil && head != nil && n.Head() != *head {
+		err = wire.Errorf(wire.IllegalTransition, "the other side has moved meanwhile")
+	}
+	if err == nil {
+		m, err = build(n)
+	}
+	var own *deal.Signed
+	if err == nil {
+		own, err = e.makeHeld(ctx, t, m)
+	}
+	if err != nil {
+		t.request.count(t.id, n) // what was held for it
+		t.mu.Unlock()
+		return Done{}, err
+	}
+	t.mu.Unlock()
+	e.tell(t, own)
+	e.kick(t)
+	delivered := e.waitFor(ctx, t, own.Hash)
+	d := Done{Negotiation: t.now(), Delivered: delivered}
+	d.Contract = contractOf(d.Negotiation)
+	if d.Contract == "" && own.Kind == deal.Accept {
+		d.Contract = document.ContractID(own.Document)
+	}
+	return d, nil
+}
+
+// makeHeld signs, checks and commits a move; t.mu is held.
+func (e *Engine) makeHeld(ctx context.Context, t *talk, m deal.Move) (*deal.Signed, error) {
+	n, now := t.now(), time.Now()
+	if err := allowed(n, t.role(), m.Kind); err != nil {
+		return nil, err
+	}
+	m.RFP, m.Author, m.To = t.request.move.Hash, e.cfg.Agent, t.peer()
+	m.At = now.UTC().Truncate(time.Millisecond)
+	if m.Prev.IsZero() {
+		m.Prev = n.Head()
+	}
+	var b store.Batch
+	c, err := e.cfg.Log.Promise(&b)
+	if err != nil {
+		return nil, err
+	}
+	m.Checkpoint = c.Bytes()
+	if m.Kind == deal.Accept {
+		if err := e.bind(n, t.role(), &m, c); err != nil {
+			return nil, err
+		}
+	}
+	own, err := e.sign(&b, m)
+	if err != nil {
+		return nil, err
+	}
+	next, _, err := n.Next(own, now)
+	if err != nil {
+		return nil, err
+	}
+	return own, e.commit(ctx, t, next, "", &b, own)
+}
+
+// allowed refuses a move that the table does not have, before anything is signed.
+func allowed(n deal.Negotiation, by deal.Role, k deal.Kind) error {
+	now := time.Now()
+	if slices.Contains(n.Legal(by, now), k) {
+		return nil
+	}
+	err := wire.Errorf(wire.IllegalTransition, "%s by the %s in state %s", k, by, n.State(now))
+	if legal := n.Legal(by, now); len(legal) > 0 {
+		return err.WithHint("possible now: %v", legal)
+	}
+	if turn := n.Turn(now); turn != 0 {
+		return err.WithHint("it is the %s's turn", turn)
+	}
+	return err
+}
+
+// sign signs a move with a checkpoint of this agent's log, which is stored with b.
+func (e *Engine) sign(b *store.Batch, m deal.Move) (*deal.Signed, error) {
+	key, cert := e.cfg.Signer()
+	m.At = m.At.UTC().Truncate(time.Millisecond)
+	if m.Checkpoint == nil {
+		c, err := e.cfg.Log.Promise(b)
+		if err != nil {
+			return nil, err
+		}
+		m.Checkpoint = c.Bytes()
+	}
+	return deal.Sign(m, key, cert)
+}
+
+// waitFor waits until a move has its receipt, but not for long.
+func (e *Engine) waitFor(ctx context.Context, t *talk, h deal.Hash) bool {
+	ctx, cancel := context.WithTimeout(ctx, answered)
+	defer cancel()
+	for {
+		t.mu.Lock()
+		waiting, changed := slices.Contains(t.unsent, h), t.changed
+		t.mu.Unlock()
+		if !waiting {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// offerOf is the move that makes an offer.
+func (e *Engine) offerOf(t *talk, n deal.Negotiation, k deal.Kind, given []byte) (deal.Move, error) {
+	if err := allowed(n, t.role(), k); err != nil {
+		return deal.Move{}, err
+	}
+	if n.Round() >= e.cfg.MaxRounds {
+		return deal.Move{}, wire.Errorf(wire.ResourceExhausted, "%d offers were made already", n.Round()).WithHint("accept or reject")
+	}
+	base := deal.Proposal{
+		Schema: document.SchemaProposal, RFP: t.request.move.Hash, Seller: n.Seller(), Buyer: n.Buyer(), ValidUntil: time.Now().UTC().Add(e.cfg.ProposalTTL).Truncate(time.Second),
+		Terms: deal.Terms{
+			Price: deal.Money{Currency: t.request.rfp.Price.Currency}, Quantity: t.request.rfp.Quantity, Delivery: t.request.rfp.Delivery,
+		},
+	}
+	if last := n.Table(); last != nil {
+		base = *last.Offer()
+		if own := n.LastOffer(t.role()); k == deal.Amend && own != nil {
+			base = *own.Offer()
+		}
+	}
+	doc, err := fillOffer(base, given)
+	if err != nil {
+		return deal.Move{}, err
+	}
+	schema := e.schemaFor(n, t)
+	if doc, err = document.Rewrite(doc, document.SchemaProposal, schema); err != nil {
+		return deal.Move{}, err
+	}
+	return deal.Move{Kind: k, Schema: schema, Document: doc}, nil
+}
+
+// schemaFor is the version of proposals that the other side has used, or speaks.
+func (e *Engine) schemaFor(n deal.Negotiation, t *talk) string {
+	if theirs := n.LastOffer(t.role().Other()); theirs != nil {
+		return theirs.Schema
+	}
+	return e.cfg.Peers.Speaks(t.peer())
+}
+
+// fillRequest sets what the agent knows itself in a request.
+func fillRequest(given []byte, buyer identity.AgentID, now time.Time) ([]byte, error) {
+	return merge(given, map[string]any{"schema": document.SchemaRFP, "buyer": buyer, "created": now.Format(time.RFC3339)}, nil)
+}
+
+// fillOffer is base with what the document says in place of what it has. The document
+// may be of either version.
+func fillOffer(base deal.Proposal, given []byte) ([]byte, error) {
+	var named struct{ Schema string }
+	_ = json.Unmarshal(given, &named)
+	if named.Schema == document.SchemaProposalV1 {
+		return fillOld(base, given)
+	}
+	whole, err := json.Marshal(base)
+	if err != nil {
+		return nil, err
+	}
+	return merge(whole, map[string]any{"schema": document.SchemaProposal, "rfp": base.RFP, "seller": base.Seller, "buyer": base.Buyer}, given)
+}
+
+// fillOld is fillOffer for a document of version 1.0.0.
+func fillOld(base deal.Proposal, given []byte) ([]byte, error) {
+	whole, err := json.Marshal(base)
+	if err != nil {
+		return nil, err
+	}
+	if whole, err = document.Rewrite(whole, document.SchemaProposal, document.SchemaProposalV1); err != nil {
+		return nil, err
+	}
+	fixed := map[string]any{"schema": document.SchemaProposalV1, "rfp": base.RFP, "seller": base.Seller, "buyer": base.Buyer}
+	if whole, err = merge(whole, fixed, given); err != nil {
+		return nil, err
+	}
+	return document.Rewrite(whole, document.SchemaProposalV1, document.SchemaProposal)
+}
+
+// merge applies a merge patch (RFC 7396) to a document, and then sets members. The result is canonical.
+func merge(given []byte, set map[string]any, patch []byte) ([]byte, error) {
+	whole, err := object(given)
+	if err != nil {
+		return nil, err
+	}
+	if len(patch) > 0 {
+		over, err := object(patch)
+		if err != nil {
+			return nil, err
+		}
+		patched(whole, over)
+	}
+	for name, v := range set {
+		whole[name] = v
+	}
+	text, err := json.Marshal(whole)
+	if err != nil {
+		return nil, err
+	}
+	return document.Canonical(text, document.MaxDocument)
+}
+
+func patched(whole, patch map[string]any) {
+	for name, v := range patch {
+		inner, isObject := v.(map[string]any)
+		switch {
+		case v == nil:
+			delete(whole, name)
+		case isObject:
+			target, ok := whole[name].(map[string]any)
+			if !ok {
+				target = make(map[string]any)
+			}
+			patched(target, inner)
+			whole[name] = target
+		default:
+			whole[name] = v
+		}
+	}
+}
+
+// object reads a JSON object whose numbers keep their digits.
+func object(text []byte) (map[string]any, error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var whole map[string]any
+	if err := d.Decode(&whole); err != nil || whole == nil || d.More() {
+		return nil, wire.Errorf(wire.InvalidArgument, "a document that is no JSON object").WithHint("start from: openmesh market rfp example, or openmesh market propose example")
+	}
+	return whole, nil
+}

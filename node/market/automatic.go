@@ -1,0 +1,86 @@
+package market
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"go.uber.org/zap"
+
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/wire"
+)
+
+// Decider says what to do in a negotiation when it is this agent's turn: n is nil while
+// nothing was said about the request. It may be asked about the same situation again.
+type Decider func(ctx context.Context, rfp *deal.Signed, n *deal.Negotiation) (Decision, error)
+
+// Decision is a move to make; of kind 0 none.
+type Decision struct {
+	Kind     deal.Kind
+	Document json.RawMessage // of propose, counter and amend: what is not as before
+	Reason   string
+}
+
+// decide asks the decider, if it is this agent's turn.
+func (e *Engine) decide(t *talk) {
+	n := t.now()
+	if e.cfg.Decide == nil || n.Turn(time.Now()) != n.RoleOf(e.cfg.Agent) || n.State(time.Now()).Done() {
+		return
+	}
+	head := n.Head()
+	e.jobs.add(func(ctx context.Context) {
+		if t.now().Head() != head {
+			return
+		}
+		d, err := e.cfg.Decide(ctx, t.request.move, &n)
+		if err == nil && d.Kind != 0 {
+			err = e.follow(ctx, t.id, head, d)
+		}
+		e.decided(t.id, err)
+	})
+}
+
+// decideRequest asks the decider about a request of another agent.
+func (e *Engine) decideRequest(r *request) {
+	if e.cfg.Decide == nil || r.sent {
+		return
+	}
+	e.jobs.add(func(ctx context.Context) {
+		d, err := e.cfg.Decide(ctx, r.move, nil)
+		switch {
+		case err != nil || d.Kind == 0:
+		case d.Kind == deal.Propose:
+			_, err = e.Propose(ctx, r.id, d.Document)
+		case d.Kind == deal.Reject:
+			_, err = e.Decline(ctx, r.id, d.Reason)
+		default:
+			err = wire.Errorf(wire.IllegalTransition, "%s answers no request", d.Kind)
+		}
+		e.decided(r.id, err)
+	})
+}
+
+func (e *Engine) decided(id string, err error) {
+	if err != nil && wire.CodeOf(err) != wire.IllegalTransition {
+		e.cfg.Logger.Warn("automatic move not made", zap.String("negotiation", id), zap.Error(err))
+	} else if err != nil {
+		e.cfg.Logger.Debug("automatic move not made", zap.String("negotiation", id), zap.Error(err))
+	}
+}
+
+// follow does what was decided when head was the last move.
+func (e *Engine) follow(ctx context.Context, id string, head deal.Hash, d Decision) error {
+	switch d.Kind {
+	case deal.Counter, deal.Amend:
+		_, err := e.offer(ctx, id, d.Kind, d.Document, &head)
+		return err
+	case deal.Accept:
+		_, err := e.accept(ctx, id, d.Reason, &head)
+		return err
+	case deal.Reject, deal.Withdraw:
+		_, err := e.end(ctx, id, d.Kind, d.Reason, &head)
+		return err
+	}
+	return wire.Errorf(wire.IllegalTransition, "nobody decides to %s by itself", d.Kind)
+}

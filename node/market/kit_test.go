@@ -1,0 +1,262 @@
+package market
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"go.uber.org/zap"
+
+	"openmesh/node/audit"
+	"openmesh/node/store"
+	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/market/document"
+	"openmesh/protocols/protocoltest"
+	"openmesh/protocols/wire"
+)
+
+// world is agents that reach each other without a network, but with its faults. Each
+// has a database of its own, and can be stopped and started again.
+type world struct {
+	t     *testing.T
+	fault func(from, to identity.AgentID, n int) fault // nil: none
+
+	mu    sync.Mutex
+	sides map[identity.AgentID]*side
+	posts int
+}
+
+type fault uint8
+
+const (
+	none     fault = iota
+	lost           // the move does not arrive
+	unheard        // its receipt does not
+	repeated       // it arrives twice
+)
+
+// side is one agent.
+type side struct {
+	*protocoltest.Agent
+	w      *world
+	name   string
+	file   string
+	decide Decider
+	speaks string // version of proposals; "": the newest
+
+	db     *store.Store
+	log    *audit.Log
+	engine *Engine // nil: it is off
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// within runs f in virtual time, in a world that ends with it.
+func within(t *testing.T, f func(*testing.T, *world)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, sides: make(map[identity.AgentID]*side)}
+		f(t, w)
+		for _, s := range w.sides {
+			s.stop()
+		}
+	})
+}
+
+func (w *world) agent(name string) *side {
+	s := &side{Agent: protocoltest.NewAgent(w.t, 64512, time.Now()), w: w, name: name, file: filepath.Join(w.t.TempDir(), name+".db")}
+	s.start()
+	return s
+}
+
+func (s *side) start() {
+	t := s.w.t
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{Path: s.file, Owner: string(s.Agent.Agent)})
+	check(t, err)
+	signer := func() (crypto.PrivKey, *identity.Certificate) { return s.Host, s.Certificate }
+	log, err := audit.Open(t.Context(), audit.Config{DB: db, Agent: s.Agent.Agent, Signer: signer})
+	check(t, err)
+	e := New(Config{
+		Agent: s.Agent.Agent, Signer: signer, Verify: identity.NewVerifier(64512, time.Now).Verify, DB: db, Log: log, Peers: s,
+		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, Logger: zap.NewNop(),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	<-e.Loaded()
+	s.w.mu.Lock()
+	s.db, s.log, s.cancel, s.done, s.engine = db, log, cancel, done, e
+	s.w.sides[s.Agent.Agent] = s
+	s.w.mu.Unlock()
+}
+
+func (s *side) stop() {
+	s.w.mu.Lock()
+	e := s.engine
+	s.engine = nil
+	s.w.mu.Unlock()
+	if e == nil {
+		return
+	}
+	s.cancel()
+	check(s.w.t, <-s.done)
+	check(s.w.t, s.db.Close())
+}
+
+func (s *side) restart() { s.stop(); s.start() }
+
+// Post implements [Peers].
+func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []byte) (Reply, error) {
+	w := s.w
+	w.mu.Lock()
+	w.posts++
+	f := none
+	if w.fault != nil {
+		f = w.fault(s.Agent.Agent, to, w.posts)
+	}
+	var e *Engine
+	if peer := w.sides[to]; peer != nil {
+		e = peer.engine
+	}
+	w.mu.Unlock()
+	if e == nil || f == lost {
+		return Reply{}, wire.Errorf(wire.Unreachable, "%s is away", to)
+	}
+	receipt, err := e.Receive(ctx, s.Agent.Agent, "session", slices.Clone(move))
+	if f == repeated {
+		receipt, err = e.Receive(ctx, s.Agent.Agent, "session", slices.Clone(move))
+	}
+	if err == nil && f == unheard {
+		err = wire.Errorf(wire.Unreachable, "the answer of %s was lost", to)
+	}
+	if err != nil {
+		return Reply{}, err
+	}
+	return Reply{Body: receipt.Encode(), Session: "session"}, nil
+}
+
+// Providers implements [Peers]: all others that are on.
+func (s *side) Providers(context.Context, *deal.RFP, int) ([]identity.AgentID, error) {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	var all []identity.AgentID
+	for id, other := range s.w.sides {
+		if other != s && other.engine != nil {
+			all = append(all, id)
+		}
+	}
+	return all, nil
+}
+
+// Broadcast implements [Peers].
+func (s *side) Broadcast(context.Context, *deal.RFP, []byte) {}
+
+// Speaks implements [Peers].
+func (s *side) Speaks(identity.AgentID) string { return cmp.Or(s.speaks, document.SchemaProposal) }
+
+// post posts a request for so many units, open for an hour.
+func (s *side) post(quantity int) string {
+	s.w.t.Helper()
+	state, err := s.engine.PostRFP(s.w.t.Context(), rfp(quantity, time.Hour))
+	check(s.w.t, err)
+	return state.Move.Hash.ID()
+}
+
+func rfp(quantity int, open time.Duration) []byte {
+	return text(map[string]any{
+		"item": "quotes", "quantity": quantity, "price": map[string]any{"max": "10", "currency": "EUR"}, "capability": "fx/quote",
+		"deadline": time.Now().Add(open).UTC().Format(time.RFC3339),
+	})
+}
+
+func price(amount string) []byte {
+	return text(map[string]any{"terms": map[string]any{"price": map[string]any{"amount": amount}}})
+}
+
+func text(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// proposes has a seller answer a request, and returns the negotiation's id.
+func (s *side) proposes(rfp, amount string) string {
+	s.w.t.Helper()
+	d, err := s.engine.Propose(s.w.t.Context(), rfp, price(amount))
+	check(s.w.t, err)
+	return d.Negotiation.ID()
+}
+
+// state is that of a negotiation at one side; "" if it does not know it.
+func (s *side) state(id string) string {
+	s.w.t.Helper()
+	n, err := s.engine.Negotiation(s.w.t.Context(), id)
+	if wire.CodeOf(err) == wire.NotFound {
+		return ""
+	}
+	check(s.w.t, err)
+	return n.Negotiation.State(time.Now()).String()
+}
+
+// reach waits until a negotiation is in a state at both sides.
+func reach(t *testing.T, id, state string, sides ...*side) {
+	t.Helper()
+	until(t, fmt.Sprintf("negotiation %s: %s", id[:8], state), func() (string, bool) {
+		var seen []string
+		for _, s := range sides {
+			seen = append(seen, s.name+": "+s.state(id))
+		}
+		return fmt.Sprint(seen), !slices.ContainsFunc(sides, func(s *side) bool { return s.state(id) != state })
+	})
+}
+
+// has waits until a seller has a request.
+func (s *side) has(rfp string) {
+	s.w.t.Helper()
+	until(s.w.t, "the request is at "+s.name, func() (string, bool) {
+		_, err := s.engine.Request(s.w.t.Context(), rfp)
+		return fmt.Sprint(err), err == nil
+	})
+}
+
+// until waits, in virtual time, for what is to come.
+func until(t *testing.T, what string, there func() (seen string, ok bool)) {
+	t.Helper()
+	var seen string
+	for end := time.Now().Add(time.Hour); time.Now().Before(end); {
+		var ok bool
+		if seen, ok = there(); ok {
+			return
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	t.Fatalf("not seen: %s; but %s", what, seen)
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refused checks that something was refused with a code.
+func refused(t *testing.T, err error, code wire.Code) {
+	t.Helper()
+	if wire.CodeOf(err) != code || err == nil {
+		t.Errorf("%v, want %s", err, code)
+	}
+}

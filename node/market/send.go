@@ -1,0 +1,136 @@
+package market
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"openmesh/node/audit"
+	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/wire"
+)
+
+// kick has a negotiation's moves sent, if nobody is at it.
+func (e *Engine) kick(t *talk) {
+	if t.sending.CompareAndSwap(false, true) {
+		e.jobs.add(func(ctx context.Context) { e.send(ctx, t) })
+	}
+}
+
+// send sends the moves that have no receipt, in order.
+func (e *Engine) send(ctx context.Context, t *talk) {
+	for {
+		t.mu.Lock()
+		n := t.now()
+		var m *deal.Signed
+		if len(t.unsent) > 0 {
+			m = n.Find(t.unsent[0])
+		}
+		if m == nil {
+			t.sending.Store(false)
+			more := len(t.unsent) > 0
+			if more {
+				t.unsent = t.unsent[1:]
+			}
+			t.mu.Unlock()
+			if more {
+				e.kick(t)
+			}
+			return
+		}
+		t.mu.Unlock()
+		if err := e.sendMove(ctx, t, m); err != nil {
+			t.sending.Store(false)
+			if ctx.Err() == nil {
+				e.cfg.Logger.Debug("move not answered yet", zap.String("negotiation", t.id), zap.Stringer("move", m.Kind), zap.Error(err))
+			}
+			return
+		}
+	}
+}
+
+// sendMove sends one move, and takes what the other side answers.
+func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
+	tries := int(t.tries.Load())
+	receipt, session, err := e.post(ctx, t.peer(), attempt(m.Hash, tries), m.Raw)
+	e.cfg.Observe("sent", m.Kind, err)
+	code := wire.CodeOf(err)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil && !permanent(code):
+		if code != wire.DeadlineExceeded { // else the message is still on its way
+			tries = int(t.tries.Add(1))
+		}
+		t.retry.Store(time.Now().Add(retryAfter(tries)).UnixNano())
+		return err
+	case err != nil:
+		e.cfg.Logger.Warn("move refused", zap.String("negotiation", t.id), zap.Stringer("move", m.Kind), zap.String("code", code.String()))
+	default:
+		e.cfg.Log.Note(e.receiptEntry(t.id, t.peer(), session, receipt))
+		e.takeAll(ctx, t.peer(), session, receipt.Moves)
+	}
+	t.tries.Store(0)
+	t.mu.Lock()
+	if len(t.unsent) > 0 && t.unsent[0] == m.Hash {
+		t.unsent = t.unsent[1:]
+		e.mu.Lock()
+		e.dirty[t] = struct{}{}
+		e.mu.Unlock()
+	}
+	t.wake()
+	t.mu.Unlock()
+	return nil
+}
+
+// takeAll takes the moves of a receipt.
+func (e *Engine) takeAll(ctx context.Context, from identity.AgentID, session string, moves [][]byte) {
+	for _, raw := range moves {
+		receipt, err := e.Receive(ctx, from, session, raw)
+		if err == nil && receipt.Code != 0 {
+			err = receipt.Code
+		}
+		if err != nil {
+			e.cfg.Logger.Debug("move in a receipt not taken", zap.String("agent", string(from)), zap.Error(err))
+		}
+	}
+}
+
+// post sends a move and waits for the receipt, but not for long.
+func (e *Engine) post(ctx context.Context, to identity.AgentID, key string, move []byte) (*deal.Receipt, string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	reply, err := e.cfg.Peers.Post(ctx, to, key, move)
+	if err != nil {
+		return nil, "", err
+	}
+	receipt, err := deal.ParseReceipt(reply.Body)
+	return receipt, reply.Session, err
+}
+
+// attempt is the key of the message by which a move is sent.
+func attempt(h deal.Hash, tries int) string { return fmt.Sprintf("market/%s/%d", h, tries) }
+
+// permanent reports whether a move that was refused with a code would be refused again.
+func permanent(code wire.Code) bool {
+	switch code {
+	case wire.Malformed, wire.TooLarge, wire.Denied, wire.NotFound, wire.Unsupported, wire.InvalidRequest, wire.IllegalTransition,
+		wire.Replayed, wire.NoCommonSchema, wire.InvalidArgument:
+		return true
+	}
+	return false
+}
+
+func retryAfter(tries int) time.Duration {
+	return min(firstRetry<<min(tries, 16), lastRetry)
+}
+
+// receiptEntry records how a move was answered.
+func (e *Engine) receiptEntry(ref string, from identity.AgentID, session string, r *deal.Receipt) audit.Entry {
+	return audit.Entry{
+		At: time.Now(), Kind: "market.receipt", Direction: "received", Agent: from, Session: session, Ref: ref, Payload: r.Encode(), Note: r.State,
+	}
+}
