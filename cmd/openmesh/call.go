@@ -31,19 +31,22 @@ func newCall(p *program) *cobra.Command {
 	var req openmeshv1.CallRequest
 	var stream bool
 	cmd := &cobra.Command{
-		Use: "call TARGET [DATA]", Short: "Send one request and wait for the response", Args: cobra.RangeArgs(1, 2),
+		Use: "call [TARGET] [DATA]", Short: "Send one request and wait for the response", Args: cobra.MaximumNArgs(2),
 		Long: "Send one request and wait for the response. TARGET is a capability name, an address or an agent id.\n" +
 			"DATA is JSON, @FILE or - for standard input; without it the request is {}. --timeout is the deadline\n" +
 			"(default 2m). at-least-once and exactly-once requests are on disk before they are sent and survive a restart of\n" +
 			"either side; asked again with the same --key, a request is answered as the first time. If who is called is away, they\n" +
 			"wait in its mailbox. With --through the request goes over relays of which each knows its neighbours only.\n\n" +
 			"A response that comes in parts is one array of them. With --stream each part is printed when it comes, on one\n" +
-			"line; with --json as {\"part\": …}, and the last line says how the call went. The deadline is for all of it.",
+			"line; with --json as {\"part\": …}, and the last line says how the call went. The deadline is for all of it.\n\n" +
+			"With --contract the call is made under a market contract, of which it uses one unit: it goes to the seller, and\n" +
+			"TARGET may be left out. Then a single argument that is JSON, @FILE or - is DATA.",
 		Example: `  openmesh call finance/fx-pricing '{"pair":"EURUSD"}'
   openmesh call 0:A91F.0000.7C2E @request.json --capability finance/fx-pricing --timeout 30s
   openmesh call shop/order @order.json --qos exactly-once --key order-17
   openmesh call text/write '{"about":"rain"}' --stream --timeout 10m
   openmesh call finance/fx-pricing '{"pair":"EURUSD"}' --through 0:11B0.93C4.0001,0:52AA.0110.93FF
+  openmesh call --contract 5f0c1a7e '{"pair":"EURUSD"}'
   jq -n '{pair:"EURUSD"}' | openmesh call finance/fx-pricing - --json | jq .response`,
 		ValidArgsFunction: p.completeCapability,
 	}
@@ -73,7 +76,7 @@ func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
 	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that agent and hops must have, 0 to 1")
 	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
 	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
-	flags.StringVar(&req.Contract, "contract", "", "market contract that the call is made under")
+	flags.StringVar(&req.Contract, "contract", "", "market contract to call under: its id, or 6 digits of it or more")
 	flags.StringVar(&req.IdempotencyKey, "key", "", "idempotency key: one per logical request (default: a new one)")
 	flags.StringVar(&req.IdempotencyKey, "idempotency-key", "", "long for --key")
 	_ = flags.MarkHidden("idempotency-key") // it is there
@@ -101,16 +104,33 @@ func (p *program) prepareCall(req *openmeshv1.CallRequest, args []string) error 
 	if deadline < 1 || deadline > math.MaxUint32 {
 		return usagef("--timeout %s: want 1ms to %s", p.timeout, time.Duration(math.MaxUint32)*time.Millisecond)
 	}
-	data := "{}"
-	if len(args) == 2 {
-		var err error
-		if data, err = p.readData(args[1]); err != nil {
-			return err
-		}
+	target, data, err := p.callArgs(req.Contract != "", args)
+	if err != nil {
+		return err
 	}
-	req.Target, req.TimeoutMs = args[0], uint32(deadline)
+	req.Target, req.TimeoutMs = target, uint32(deadline)
 	req.Body = &openmeshv1.CallRequest_Json{Json: data}
 	return nil
+}
+
+// callArgs returns TARGET and DATA. Under a contract TARGET may be missing.
+func (p *program) callArgs(contract bool, args []string) (target, data string, err error) {
+	switch {
+	case len(args) > 0 && !(contract && len(args) == 1 && isData(args[0])):
+		target, args = args[0], args[1:]
+	case !contract:
+		return "", "", usagef("call: TARGET is missing: a capability, an address or an agent id; or --contract, whose seller is called")
+	}
+	if len(args) == 0 {
+		return target, "{}", nil
+	}
+	data, err = p.readData(args[0])
+	return target, data, err
+}
+
+// isData tells DATA from a TARGET.
+func isData(arg string) bool {
+	return arg == "-" || strings.HasPrefix(arg, "@") || json.Valid([]byte(arg)) || strings.ContainsAny(arg, "{[\"")
 }
 
 // readData returns the JSON that an argument gives, names (@FILE) or stands

@@ -83,3 +83,71 @@ func (p *program) completeSession(_ *cobra.Command, args []string, _ string) ([]
 		return ids
 	})
 }
+
+func (p *program) completeRFP(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return p.completing(args, func(ctx context.Context, d *api.Client) (ids []string) {
+		res, err := d.Market.ListRFPs(ctx, &openmeshv1.ListRFPsRequest{})
+		if err != nil {
+			return nil
+		}
+		for _, r := range res.Rfps {
+			ids = append(ids, described(r.Rfp, r.Direction+", "+r.Item))
+		}
+		return ids
+	})
+}
+
+func (p *program) completeProposal(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return p.completing(args, func(ctx context.Context, d *api.Client) (ids []string) {
+		res, err := d.Market.ListProposals(ctx, &openmeshv1.ListProposalsRequest{})
+		if err != nil {
+			return nil
+		}
+		for _, n := range res.Proposals {
+			ids = append(ids, described(n.Proposal, n.State+", "+n.Price+" "+n.Currency))
+		}
+		return ids
+	})
+}
+
+func (p *program) completeContract(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return p.completing(args, func(ctx context.Context, d *api.Client) (ids []string) {
+		res, err := d.Market.ListContracts(ctx, &openmeshv1.ListContractsRequest{})
+		if err != nil {
+			return nil
+		}
+		for _, c := range res.Contracts {
+			ids = append(ids, described(c.Contract, c.State+", "+c.Item))
+		}
+		return ids
+	})
+}
+
+func (p *program) completeMarketSchema(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return p.completing(args, func(ctx context.Context, d *api.Client) (names []string) {
+		res, err := d.Market.ListSchemas(ctx, &openmeshv1.ListSchemasRequest{})
+		if err != nil {
+			return nil
+		}
+		for _, s := range res.Schemas {
+			names = append(names, described(s.Name, s.Source))
+		}
+		return names
+	})
+}
+
+// described is a word with what the shell shows beside it, which others may have
+// written.
+func described(word, about string) string {
+	return word + "\t" + strings.ReplaceAll(printable(about), "\n", " ")
+}
+
+// completeFlag completes the value of a flag as that of a first argument.
+func (p *program) completeFlag(cmd *cobra.Command, flag string, complete cobra.CompletionFunc) {
+	err := cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		return complete(cmd, nil, typed)
+	})
+	if err != nil {
+		panic("complete --" + flag + ": " + err.Error()) // no such flag: a slip in this program
+	}
+}

@@ -34,6 +34,14 @@ type meshSession struct {
 	openmeshv1connect.UnimplementedSessionHandler
 }
 
+type meshMarket struct {
+	openmeshv1connect.UnimplementedMarketHandler
+}
+
+type meshAudit struct {
+	openmeshv1connect.UnimplementedAuditHandler
+}
+
 const (
 	testAgent = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
 	exact     = `{"rate": 1.10000000000000000001, "id": 12345678901234567890, "html": "<&>"}`
@@ -94,7 +102,7 @@ func home(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	server, err := api.New(api.Config{
-		Services:  api.Services{Node: mesh{}.meshNode, Directory: mesh{}, Session: mesh{}.meshSession, Key: mesh{}},
+		Services:  api.Services{Node: mesh{}.meshNode, Directory: mesh{}, Session: mesh{}.meshSession, Market: meshMarket{}, Audit: meshAudit{}, Key: mesh{}},
 		Listen:    []string{"unix:" + filepath.Join(dir, "api.sock")},
 		TokenFile: filepath.Join(dir, "api.token"),
 	})

@@ -251,11 +251,11 @@ func (s style) yellow(text string) string { return s.paint("33", text) }
 // word colours the words that say how something is.
 func (s style) word(text string) string {
 	switch text {
-	case "ok", "active", "valid", "public", "direct", "holepunched":
+	case "ok", "active", "valid", "public", "direct", "holepunched", "open", "contracted", "fulfilled":
 		return s.green(text)
-	case "warn", "migrating", "draining", "expiring", "relayed", "mailbox", "private":
+	case "warn", "migrating", "draining", "expiring", "relayed", "mailbox", "private", "you", "settling":
 		return s.yellow(text)
-	case "fail", "terminated", "expired", "not_yet_valid", "unreachable", "partitioned":
+	case "fail", "failed", "terminated", "expired", "not_yet_valid", "unreachable", "partitioned", "withdrawn", "rejected", "cancelled":
 		return s.red(text)
 	}
 	return text

@@ -65,7 +65,7 @@ func writeCommands(w io.Writer, parent *cobra.Command) {
 		if cmd.Hidden {
 			continue
 		}
-		if cmd.HasSubCommands() {
+		if _, args, _ := strings.Cut(cmd.Use, " "); cmd.HasAvailableSubCommands() && (args == "" || args == "COMMAND") { // a noun
 			writeCommands(w, cmd)
 			continue
 		}
@@ -82,6 +82,7 @@ func writeCommands(w io.Writer, parent *cobra.Command) {
 		if cmd.Example != "" {
 			fmt.Fprintf(w, "\n```sh\n%s\n```\n", unindent(cmd.Example))
 		}
+		writeCommands(w, cmd)
 	}
 }
 

@@ -43,6 +43,7 @@ func commands() []group {
 		{"Daemon:", []func(*program) *cobra.Command{newInit, newRun, newDoctor, newDemo, newDemoHandler}},
 		{"Look around:", []func(*program) *cobra.Command{newID, newStatus, newPeers, newRelays, newPing, newConnect, newVersion}},
 		{"Work:", []func(*program) *cobra.Command{newCapability, newDiscover, newResolve, newCall, newSession, newSchema}},
+		{"Deals:", []func(*program) *cobra.Command{newMarket, newAudit}},
 		{"Identity and settings:", []func(*program) *cobra.Command{newKey, newConfig}},
 		{"Measure:", []func(*program) *cobra.Command{newBench}},
 	}

@@ -103,7 +103,7 @@ func contractFields(c *openmeshv1.Contract) []string {
 		"qos", c.Qos, "ordered", fmt.Sprint(c.Ordered), "persistent", fmt.Sprint(c.Persistent), "ttl", span(c.TtlMs),
 		"ack-timeout", span(c.AckTimeoutMs), "keepalive", span(c.KeepaliveMs), "rekey-interval", span(c.RekeyIntervalMs),
 		"max-message-bytes", fmt.Sprint(c.MaxMessageBytes), "max-pending", fmt.Sprint(c.MaxPending),
-		"message-rate", rate(c.MessageRate), "byte-rate", rate(c.ByteRate),
+		"message-rate", rate(c.MessageRate), "byte-rate", rate(c.ByteRate), "contract", c.Market,
 	}
 	if r := c.Retry; r != nil {
 		pairs = append(pairs, "retry", fmt.Sprintf("at most %d times, first after %s, then × %s up to %s, ± %s %%",

@@ -21,13 +21,14 @@ func newSessionOpen(p *program) *cobra.Command {
 	var req openmeshv1.OpenSessionRequest
 	var times sessionTimes
 	cmd := &cobra.Command{
-		Use: "open TARGET...", Short: "Set a session up", Args: cobra.MinimumNArgs(1),
+		Use: "open [TARGET...]", Short: "Set a session up",
 		Long: "Set a session up, on terms that the other side may tighten. TARGET is a capability name, an address or an\n" +
 			"agent id; more than one make a multicast session, which sends to all of them. Terms that are not given are\n" +
 			"this node's own. With --via TARGET is an agent id. at-least-once and exactly-once sessions are persistent:\n" +
 			"they survive a restart of either side, with all that was accepted and not delivered yet. One to an agent that\n" +
 			"is away is offered by mail, and takes messages at once. With --through all that the session says goes over\n" +
-			"relays of which each knows its neighbours only.",
+			"relays of which each knows its neighbours only. With --contract the session cites a market contract: it is with the\n" +
+			"seller, TARGET may be left out, and each request in it uses one unit.",
 		Example: "  openmesh session open 0:A91F.0000.7C2E --qos at-least-once --ordered\n" +
 			"  openmesh session open finance/fx-pricing --qos exactly-once --ttl 24h --json | jq -r .session\n" +
 			"  openmesh session open 0:A91F.0000.7C2E 0:11B0.93C4.0001 --qos at-least-once\n" +
@@ -40,6 +41,9 @@ func newSessionOpen(p *program) *cobra.Command {
 	p.throughFlag(cmd, &req.Through)
 	cmd.PreRunE = func(_ *cobra.Command, args []string) error {
 		req.Targets = args
+		if len(args) == 0 && req.Contract == "" {
+			return usagef("session open: TARGET is missing: a capability, an address or an agent id; or --contract, with whose seller it is")
+		}
 		return prepareOpen(&req, &times)
 	}
 	cmd.RunE = p.ask(timeToReach, func(ctx context.Context, d *api.Client, _ []string) error {
@@ -67,6 +71,7 @@ func openFlags(cmd *cobra.Command, req *openmeshv1.OpenSessionRequest, times *se
 	f.Uint32Var(&req.ByteRate, "byte-rate", 0, "bytes per second and direction")
 	f.StringVar(&req.Transport, "transport", "", "only this transport: "+strings.Join(transports, ", ")+" (through relays)")
 	f.StringVar(&req.Via, "via", "", "where to reach TARGET, if the directory does not say: a multiaddr, or the https URL of a gRPC listener")
+	f.StringVar(&req.Contract, "contract", "", "market contract that the session cites: its id, or 6 digits of it or more")
 	fixed(cmd, "qos", qosModes)
 	fixed(cmd, "transport", transports)
 }
