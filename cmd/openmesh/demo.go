@@ -9,8 +9,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"openmesh/cmd/openmesh/demo"
+	"openmesh/cmd/openmesh/demo/impostor"
+	"openmesh/node"
+	"openmesh/node/observe"
+	"openmesh/protocols/identity"
 )
 
 const timeForDemo = 2 * time.Minute
@@ -24,6 +29,8 @@ func newDemo(p *program) *cobra.Command {
 			"own with a temporary home, on loopback. Agents are made, join, register what they offer, find and call\n" +
 			"each other, leave and come back; both ends of a session are killed at work, the transport of another one\n" +
 			"goes silent, the relay of a third is killed, one that is off is told by its mailbox, and no message is lost.\n" +
+			"Then one of them buys work: three sellers make offers, it haggles with one, both sign a contract, the work is\n" +
+			"done and settled, forgeries are found out, and every log is verified and replayed.\n" +
 			"Every step is checked; exit code 0 only if all held. Nothing is left, unless --keep is given. With --json\n" +
 			"the record of all steps is printed at the end.",
 		Example: "  openmesh demo\n  openmesh demo --agents 8 --json\n  openmesh demo --keep",
@@ -37,7 +44,50 @@ func newDemo(p *program) *cobra.Command {
 	}
 	cmd.Flags().IntVar(&agents, "agents", 3, fmt.Sprintf("number of agents that listen, %d to %d", demo.MinAgents, demo.MaxAgents))
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the mesh running and say how to talk to it")
+	cmd.AddCommand(newDemoImpostor(p))
 	return cmd
+}
+
+// newDemoImpostor runs a dishonest daemon.
+func newDemoImpostor(p *program) *cobra.Command {
+	var set settings
+	var seller string
+	cmd := &cobra.Command{
+		Use: demo.ImpostorCommand, Short: "Run a daemon that takes any market contract for its own", Hidden: true, Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error { return set.check() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.impostor(cmd.Context(), set.overrides(), identity.AgentID(seller))
+		},
+	}
+	set.define(cmd, "listen", "bootstrap", "metrics-port")
+	set.defineSet(cmd)
+	cmd.Flags().StringVar(&seller, "seller", "", "`agent` id of the seller of all these contracts")
+	return cmd
+}
+
+func (p *program) impostor(ctx context.Context, overrides map[string]string, seller identity.AgentID) error {
+	home, cfg, err := p.loadConfig(overrides)
+	if err != nil {
+		return err
+	}
+	k, err := openKeys(home)
+	if err != nil {
+		return err
+	}
+	log, _, err := observe.Logger(observe.LogConfig{Level: cfg.Observability.LogLevel, Format: cfg.Observability.LogFormat, W: p.err})
+	if err != nil {
+		return err
+	}
+	n, err := node.New(node.Config{
+		Home: home, Config: cfg, Keys: k, Log: log, Version: thisRelease().Version, Deals: impostor.Deals{Self: k.Agent, Seller: seller},
+	})
+	if err != nil {
+		return err
+	}
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.Run(running) })
+	group.Go(func() error { return p.welcome(running, n, home, nil, "") })
+	return group.Wait()
 }
 
 // newDemoHandler is what the exec handlers of a demo's agents run.
@@ -57,7 +107,7 @@ func (p *program) demo(ctx context.Context, agents int, keep bool) error {
 	defer cancel()
 	cfg := demo.Config{Program: self, Agents: agents, Keep: keep, Environ: p.environ}
 	if !p.json {
-		fmt.Fprintf(p.out, "OpenMesh demo: a backbone, %d agents, two relays and two agents that only these lead to, on loopback,\neach a process of its own\n\n", agents)
+		fmt.Fprintf(p.out, "OpenMesh demo: a backbone, %d agents, two relays, two agents that only these lead to, and three that\nsell their work; on loopback, each a process of its own\n\n", agents)
 		cfg.Observe = func(s demo.Step) { _ = p.print(func(g *page) { printStep(g, s) }) }
 	}
 	record, err := demo.Run(ctx, cfg)

@@ -62,7 +62,9 @@ func wantEmpty(t *testing.T, dir string) {
 var demoSteps = strings.Fields(`identities backbone join register join-last
 	discover-name discover-prefix discover-version discover-alike call-capability call-address call-agent
 	sealed-session handler-context refuse-invalid call-exec call-api leave return
-	relays crash failover reserve call-relayed call-forwarded relay-lost mailbox shutdown`)
+	relays crash failover reserve call-relayed call-forwarded relay-lost mailbox
+	sellers request haggle contract contract-proof contract-forged outsiders contract-work settle
+	audit-verify audit-forged audit-replay shutdown`)
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
@@ -81,7 +83,7 @@ func TestDemo(t *testing.T) {
 	if got, want := strings.Join(names, " "), strings.Join(demoSteps, " "); got != want {
 		t.Errorf("steps %s\nwant  %s", got, want)
 	}
-	if len(record.Agents) != 7 || record.Agents[0].Role != "backbone" || len(record.Agents[1].Offers) != 3 {
+	if len(record.Agents) != 10 || record.Agents[0].Role != "backbone" || len(record.Agents[1].Offers) != 3 {
 		t.Errorf("agents %+v", record.Agents)
 	}
 	wantEmpty(t, tmp)
@@ -244,7 +246,7 @@ func TestDemoKeep(t *testing.T) {
 		}
 		conns = append(conns, dialSocket(t, filepath.Join(a.Home, "api.sock")))
 	}
-	for i, want := range []string{"demo/math/sum", `"sum": 6`, `"words": 2`, "active"} {
+	for i, want := range []string{"demo/math/sum", `"sum": 6`, `"words": 2`, "active", "circuit", "fulfilled", "verdict"} {
 		out, err := exec.Command("/bin/sh", "-c", record.Kept.Try[i]).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("%s: %v: %s, want %s", record.Kept.Try[i], err, out, want)

@@ -70,7 +70,7 @@ func (m *mesh) tell(s *Step, c *called, what string) {
 		"path": path.GetKind(), "transport": path.GetTransport(), "suite": c.res.Suite, "attempts": c.res.Attempts,
 		"call_ms": c.res.ElapsedMs, "trace": c.res.Trace, "response": json.RawMessage(answer),
 	})
-	s.say(fmt.Sprintf("%s called %s: %s answered %s in %s, %s over %s", m.consumer().name, what, m.nameOf(c.res.Agent),
+	s.Say(fmt.Sprintf("%s called %s: %s answered %s in %s, %s over %s", m.consumer().name, what, m.nameOf(c.res.Agent),
 		answer, ms(c.res.ElapsedMs), path.GetKind(), path.GetTransport()))
 }
 
@@ -131,7 +131,7 @@ func (m *mesh) sealedSession(ctx context.Context, s *Step) error {
 		"session": a.session, "suite": a.suite, "epoch": a.epoch, "path": a.path, "transport": a.transport,
 		"state": a.state, "initiator": from.name, "responder": to.name, "sent": here.Sent, "received": here.Received,
 	})
-	s.say(fmt.Sprintf("%s and %s agree: session %s, epoch %d, %s over %s", from.name, to.name, a.session, a.epoch, a.path, a.transport),
+	s.Say(fmt.Sprintf("%s and %s agree: session %s, epoch %d, %s over %s", from.name, to.name, a.session, a.epoch, a.path, a.transport),
 		"sealed with "+a.suite)
 	return nil
 }
@@ -188,7 +188,7 @@ func (m *mesh) handlerContext(_ context.Context, s *Step) error {
 		"caller": got.Caller, "caller_address": got.Address, "session": got.Session, "idempotency_key": got.Key,
 		"traceparent": got.Traceparent, "correlation": got.Correlation, "requests_seen": len(seen),
 	})
-	s.say(fmt.Sprintf("%s's HTTP handler was told the caller %s and its session", to.name, short(got.Caller)),
+	s.Say(fmt.Sprintf("%s's HTTP handler was told the caller %s and its session", to.name, short(got.Caller)),
 		"traceparent "+got.Traceparent, "idempotency key "+got.Key)
 	return nil
 }
@@ -210,7 +210,7 @@ func (m *mesh) refuseInvalid(ctx context.Context, s *Step) error {
 		return n.errorf("the handler saw %d requests that it should not have seen", after-before)
 	}
 	s.Facts["code"], s.Facts["pointers"], s.Facts["reached_handler"] = refused.Code.String(), refused.Pointers, false
-	s.say(fmt.Sprintf("a text among the numbers: %s at %s, and the handler never saw it", refused.Code, strings.Join(refused.Pointers, ", ")))
+	s.Say(fmt.Sprintf("a text among the numbers: %s at %s, and the handler never saw it", refused.Code, strings.Join(refused.Pointers, ", ")))
 	return nil
 }
 
@@ -229,7 +229,7 @@ func (m *mesh) callExec(ctx context.Context, s *Step) error {
 		return from.errorf("the handler was told other things than were sent: %s", c.res.GetJson())
 	}
 	m.tell(s, c, countName)
-	s.say(fmt.Sprintf("%s called %s: %s ran a program, which counted %v words, in %s", from.name, countName,
+	s.Say(fmt.Sprintf("%s called %s: %s ran a program, which counted %v words, in %s", from.name, countName,
 		m.nameOf(c.res.Agent), c.answer["words"], ms(c.res.ElapsedMs)))
 	return nil
 }
@@ -258,7 +258,7 @@ func (m *mesh) callAPI(ctx context.Context, s *Step) error {
 		return by.errorf("handed on a request of %s in session %s with key %s", pulled.CallerAgent, pulled.Session, pulled.IdempotencyKey)
 	}
 	m.tell(s, c, approveName)
-	s.say(fmt.Sprintf("%s called %s: this process pulled the request from %s and approved, in %s",
+	s.Say(fmt.Sprintf("%s called %s: this process pulled the request from %s and approved, in %s",
 		from.name, approveName, by.name, ms(c.res.ElapsedMs)))
 	return nil
 }

@@ -40,7 +40,7 @@ func (m *mesh) crash(ctx context.Context, s *Step) error {
 	s.Facts["session"], s.Facts["from"], s.Facts["to"] = r.session, from.name, to.name
 	s.Facts["sent"], s.Facts["delivered"], s.Facts["repeats"] = r.last, r.last, len(again)
 	s.Facts["receiver_outage_ms"], s.Facts["sender_outage_ms"] = millis(worked), millis(sent)
-	s.say(fmt.Sprintf("%s sent %d numbers to %s, at least once: every one arrived, and is reported as delivered", from.name, r.last, to.name),
+	s.Say(fmt.Sprintf("%s sent %d numbers to %s, at least once: every one arrived, and is reported as delivered", from.name, r.last, to.name),
 		fmt.Sprintf("%s killed while %d were worked on, and %d sent meanwhile: work went on after %s", to.name, crashBurst, crashHalf-2*crashBurst, ms(millis(worked))),
 		fmt.Sprintf("%s killed while it waited for %d: the next ones arrived after %s", from.name, crashBurst, ms(millis(sent))),
 		fmt.Sprintf("%d came once more after that, marked as redelivered", len(again)))

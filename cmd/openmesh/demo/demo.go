@@ -11,7 +11,9 @@
 //	      │               │ http  ──────► desk: an HTTP server in this process
 //	      │               │ exec  ──────► the program's hidden demo-handler
 //	      │               └ api   ──────► this process, which pulls
-//	      └─ asks ────► the last agent, which joins when all is there: discovers, calls
+//	      └─ asks ────► the last agent, which joins when all is there: discovers, calls,
+//	                    and buys from
+//	                    trent, ursula, victor   see package deal
 //
 // It is a list of steps, [mesh.steps]. Each does one thing as a user would, by
 // the command line or the local API, and fails unless what came of it is what
@@ -81,8 +83,11 @@ type Agent struct {
 	PID     int      `json:"pid,omitempty"`  // only if it was kept
 }
 
-// say sets the detail, a line for each.
-func (s *Step) say(lines ...string) { s.Detail = strings.Join(lines, "\n") }
+// Say sets the detail, a line for each.
+func (s *Step) Say(lines ...string) { s.Detail = strings.Join(lines, "\n") }
+
+// Fact sets one of the facts.
+func (s *Step) Fact(name string, value any) { s.Facts[name] = value }
 
 // Run runs the demo and returns its record, also if it failed. Whether or not
 // it did, nothing is left of it, unless cfg.Keep asked for it and all held. The

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"openmesh/cmd/openmesh/demo/deal"
 	"openmesh/protocols/wire"
 )
 
@@ -57,7 +58,7 @@ func TestPlay(t *testing.T) {
 			m := &mesh{cfg: Config{Observe: func(s Step) { heard = append(heard, s) }}}
 			var record Record
 			err := m.play(tc.ctx, []step{
-				{"one", func(_ context.Context, s *Step) error { s.say("a", "b"); return nil }},
+				{"one", func(_ context.Context, s *Step) error { s.Say("a", "b"); return nil }},
 				{"two", func(context.Context, *Step) error { return tc.err }},
 				{"three", func(context.Context, *Step) error { t.Error("went on"); return nil }},
 			}, &record)
@@ -112,8 +113,10 @@ func TestHandle(t *testing.T) {
 		{countName, `{"text":" two  words "}`, `{"bytes":12,` + told + `"key":"k1","session":"s1","words":2}`},
 		{approveName, `{"item":"a chair","amount":1000}`, `{"approved":true,` + told + `"key":"k1","reason":"a chair: within the limit of 1000","session":"s1"}`},
 		{approveName, `{"item":"a car","amount":1001}`, `{"approved":false,` + told + `"key":"k1","reason":"a car: over the limit of 1000","session":"s1"}`},
+		{deal.Capability, `{"number":"8051"}`, `{` + told + `"factors":["83","97"],"key":"k1","session":"s1"}`},
 		{countName, `{"text":1}`, ""},
 		{countName, `{`, ""},
+		{deal.Capability, `{"number":"1"}`, ""},
 		{"demo/other", `{}`, ""},
 	} {
 		var out bytes.Buffer
@@ -127,12 +130,12 @@ func TestHandle(t *testing.T) {
 // What the capability files say must be what the work gives.
 func TestOffersAreCapabilities(t *testing.T) {
 	t.Parallel()
-	for _, o := range []offer{offerSum("http://127.0.0.1:1/"), offerCount("/bin/p"), offerApprove()} {
+	for _, o := range []offer{offerSum("http://127.0.0.1:1/"), offerCount("/bin/p"), offerApprove(), offerFactor("/bin/p")} {
 		keys, err := o.keys()
 		if err != nil || !slices.Contains(keys, family) || !slices.Contains(keys, o.Name) {
 			t.Errorf("%s: keys %v, %v", o.Name, keys, err)
 		}
-		answer, err := work(o.Name, []byte("{}"))
+		answer, err := work(o.Name, []byte(`{"number":"12"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,6 +147,52 @@ func TestOffersAreCapabilities(t *testing.T) {
 		if _, err := json.Marshal(o); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// The consumer and the one who passes by are different agents, however many there are;
+// all who have a log are asked for it, and no two agents have the same name.
+func TestDealings(t *testing.T) {
+	t.Parallel()
+	for agents := MinAgents; agents <= MaxAgents; agents++ {
+		m := newMesh(Config{Agents: agents})
+		m.starter.close()
+		cfg := m.dealings()
+		if cfg.Buyer.Name == cfg.Passer.Name || len(cfg.Sellers) != len(deal.Stalls()) || len(cfg.All) != len(m.nodes()) {
+			t.Errorf("%d agents: %s buys and %s passes; %d sellers, %d logs", agents, cfg.Buyer.Name, cfg.Passer.Name, len(cfg.Sellers), len(cfg.All))
+		}
+		seen := map[string]bool{m.market.impostor.name: true}
+		for _, n := range m.nodes() {
+			if seen[n.name] {
+				t.Errorf("two agents are called %s", n.name)
+			}
+			seen[n.name] = true
+		}
+	}
+}
+
+// A program that is run alone has its arguments, its folder and nothing else.
+func TestAlone(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	program := filepath.Join(t.TempDir(), "program")
+	script := "#!/bin/sh\n[ \"$2\" = kill ] && kill -9 $$\n[ \"$2\" = wait ] && sleep 60\necho \"$*\" in \"$(/bin/pwd)\" HOME=$HOME\nexit 3\n"
+	if err := os.WriteFile(program, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := newMesh(Config{Agents: MinAgents, Program: program, Environ: []string{"HOME=/somewhere"}})
+	defer m.starter.close()
+	out, code, err := m.alone(t.Context(), folder, "look", "file")
+	if want := "--json look file in " + folder + " HOME=\n"; err != nil || code != 3 || string(out) != want {
+		t.Errorf("%q, %d, %v; want %q, 3", out, code, err, want)
+	}
+	if _, _, err := m.alone(t.Context(), folder, "kill"); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("killed: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := m.alone(ctx, folder, "wait"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waits: %v", err)
 	}
 }
 

@@ -42,7 +42,7 @@ func (m *mesh) joinLast(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["key"], s.Facts["found"], s.Facts["discover_ms"] = family, len(want), f.elapsedMs
-	s.say(fmt.Sprintf("%s came after all others, and its first question found all %d offers in %s", n.name, len(want), ms(f.elapsedMs)))
+	s.Say(fmt.Sprintf("%s came after all others, and its first question found all %d offers in %s", n.name, len(want), ms(f.elapsedMs)))
 	return nil
 }
 
@@ -77,7 +77,7 @@ func (m *mesh) ask(ctx context.Context, s *Step, key, version string) error {
 		who = append(who, fmt.Sprintf("%s has %s, %s away", m.nameOf(r.Agent), r.Version, ms(r.LatencyMs)))
 	}
 	s.Facts["by"], s.Facts["key"], s.Facts["discover_ms"], s.Facts["results"] = n.name, key, f.elapsedMs, rows
-	s.say(fmt.Sprintf("%s asked for %s: %s; in %s", n.name, strings.TrimSpace(key+" "+version), some(who), ms(f.elapsedMs)))
+	s.Say(fmt.Sprintf("%s asked for %s: %s; in %s", n.name, strings.TrimSpace(key+" "+version), some(who), ms(f.elapsedMs)))
 	return nil
 }
 
@@ -148,7 +148,7 @@ func (m *mesh) discoverAlike(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["key"], s.Facts["found"], s.Facts["questions"], s.Facts["slowest_ms"] = family, len(want), questions, slowest
-	s.say(fmt.Sprintf("all %d agents asked at the same time and see the same %d offers, the slowest in %s%s",
+	s.Say(fmt.Sprintf("all %d agents asked at the same time and see the same %d offers, the slowest in %s%s",
 		len(m.agents), len(want), ms(slowest), repeats(questions)))
 	return nil
 }
@@ -190,7 +190,7 @@ func (m *mesh) leave(ctx context.Context, s *Step) error {
 	took := millis(time.Since(start))
 	s.Facts["agent"], s.Facts["drain_ms"], s.Facts["gone_ms"] = gone.name, millis(drained), took
 	s.Facts["cache_ttl_ms"], s.Facts["exit_code"] = millis(cacheTTL), gone.proc.cmd.ProcessState.ExitCode()
-	s.say(fmt.Sprintf("%s got SIGTERM, withdrew and exited 0 in %s; gone from the directory after %s (who had asked before forgets within %s)",
+	s.Say(fmt.Sprintf("%s got SIGTERM, withdrew and exited 0 in %s; gone from the directory after %s (who had asked before forgets within %s)",
 		gone.name, ms(millis(drained)), ms(took), cacheTTL))
 	return nil
 }
@@ -245,7 +245,7 @@ func (m *mesh) comeBack(ctx context.Context, s *Step) error {
 	}
 	s.Facts["agent"], s.Facts["address"], s.Facts["ready_ms"], s.Facts["found_ms"] = n.name, n.id.Address, millis(ready), millis(back)
 	s.Facts["call_ms"], s.Facts["session"] = c.res.ElapsedMs, c.res.Session
-	s.say(fmt.Sprintf("%s on its home again: still %s, found again after %s, called in %s over a new session",
+	s.Say(fmt.Sprintf("%s on its home again: still %s, found again after %s, called in %s over a new session",
 		n.name, n.id.Address, ms(millis(back)), ms(c.res.ElapsedMs)))
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -30,6 +29,11 @@ func (m *mesh) failover(ctx context.Context, s *Step) error {
 	}
 	if err := m.failoverOf(ctx, s, p); err != nil {
 		return err // the pair's logs are wanted now; it is cleared in the end
+	}
+	for _, n := range p.nodes() {
+		if err := m.market.gone.Add(ctx, party(n)); err != nil {
+			return err
+		}
 	}
 	m.pair = nil
 	return p.close(ctx)
@@ -67,7 +71,7 @@ func (m *mesh) failoverOf(ctx context.Context, s *Step, p *pair) error {
 	s.Facts["session"], s.Facts["sent"], s.Facts["delivered"], s.Facts["repeats"] = r.session, r.last, r.last, len(r.repeats())
 	s.Facts["before"], s.Facts["after"], s.Facts["gap_ms"] = before.transport, after.transport, millis(gap)
 	s.Facts["keepalive_ms"], s.Facts["datagrams_dropped"], s.Facts["epoch"] = millis(soonKeepalive), p.dropped(), after.epoch
-	s.say(fmt.Sprintf("%s and %s at work over %s: all %d datagrams from then on vanished", p.west.name, p.east.name, before.transport, p.dropped()),
+	s.Say(fmt.Sprintf("%s and %s at work over %s: all %d datagrams from then on vanished", p.west.name, p.east.name, before.transport, p.dropped()),
 		fmt.Sprintf("the same session went on over %s after %s of silence (keepalive %s)", after.transport, ms(millis(gap)), soonKeepalive),
 		fmt.Sprintf("%d numbers sent, each of them worked on exactly once", r.last))
 	return nil
@@ -211,9 +215,7 @@ func (p *pair) close(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err = os.RemoveAll(n.home); err == nil {
-			err = os.Remove(n.log)
-		}
+		err = n.remove()
 	}
 	return err
 }

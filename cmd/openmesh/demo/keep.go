@@ -68,7 +68,7 @@ func (m *mesh) keep(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["folder"] = m.dir
-	s.say("all capabilities now have exec handlers, which need no demo")
+	s.Say("all capabilities now have exec handlers, which need no demo")
 	return nil
 }
 
@@ -110,6 +110,8 @@ func (m *mesh) kept() *Kept {
 		ask + " call " + countName + ` '{"text":"hello mesh"}'`,
 		ask + " session list",
 		ask + " relays",
+		ask + " market contract list --all",
+		ask + " audit verify",
 	}}
 }
 

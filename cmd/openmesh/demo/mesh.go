@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"openmesh/cmd/openmesh/demo/deal"
 	openmeshv1 "openmesh/node/api/openmesh/v1"
 	"openmesh/protocols/wire"
 )
@@ -33,12 +34,13 @@ type mesh struct {
 	desk     *desk
 	pair     *pair   // of a failover that is under way
 	remote   *remote // what only relays lead to
+	market   *market // who does business
 
 	lastSum *called // the last call for a sum that was answered
 }
 
 func newMesh(cfg Config) *mesh {
-	m := &mesh{cfg: cfg, starter: newStarter(), backbone: &node{name: "backbone", role: "backbone"}, remote: newRemote()}
+	m := &mesh{cfg: cfg, starter: newStarter(), backbone: &node{name: "backbone", role: "backbone"}, remote: newRemote(), market: newMarket()}
 	for _, name := range names[:cfg.Agents] {
 		m.agents = append(m.agents, &node{name: name, role: "agent"})
 	}
@@ -75,6 +77,18 @@ func (m *mesh) steps() []step {
 		{"call-forwarded", m.callForwarded},
 		{"relay-lost", m.relayLost},
 		{"mailbox", m.mailbox},
+		{"sellers", m.openMarket},
+		{"request", m.trade((*deal.Deal).Request)},
+		{"haggle", m.trade((*deal.Deal).Haggle)},
+		{"contract", m.trade((*deal.Deal).Sign)},
+		{"contract-proof", m.trade((*deal.Deal).Prove)},
+		{"contract-forged", m.trade((*deal.Deal).Forge)},
+		{"outsiders", m.outsiders},
+		{"contract-work", m.trade((*deal.Deal).Work)},
+		{"settle", m.trade((*deal.Deal).Settle)},
+		{"audit-verify", m.trade((*deal.Deal).Audit)},
+		{"audit-forged", m.trade((*deal.Deal).ForgeLog)},
+		{"audit-replay", m.trade((*deal.Deal).Replay)},
 	}
 	if m.cfg.Keep {
 		return append(all, step{"keep", m.keep})
@@ -82,7 +96,9 @@ func (m *mesh) steps() []step {
 	return append(all, step{"shutdown", m.shutdown})
 }
 
-func (m *mesh) nodes() []*node { return slices.Concat([]*node{m.backbone}, m.agents, m.remote.nodes()) }
+func (m *mesh) nodes() []*node {
+	return slices.Concat([]*node{m.backbone}, m.agents, m.remote.nodes(), m.market.sellers)
+}
 
 // consumer is the agent that asks; it offers nothing itself.
 func (m *mesh) consumer() *node { return m.agents[len(m.agents)-1] }
@@ -154,7 +170,7 @@ func (m *mesh) makeIdentities(ctx context.Context, s *Step) error {
 		lines = append(lines, fmt.Sprintf("%-8s  %s  %s", n.name, n.id.Address, short(n.id.Agent)))
 	}
 	s.Facts["addresses"] = addresses
-	s.say(lines...)
+	s.Say(lines...)
 	return nil
 }
 
@@ -172,7 +188,7 @@ func (m *mesh) startBackbone(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["pid"], s.Facts["addrs"] = m.backbone.proc.cmd.Process.Pid, m.backbone.addrs
-	s.say(fmt.Sprintf("process %d serves the directory", m.backbone.proc.cmd.Process.Pid), strings.Join(bare(m.backbone.addrs), "  "))
+	s.Say(fmt.Sprintf("process %d serves the directory", m.backbone.proc.cmd.Process.Pid), strings.Join(bare(m.backbone.addrs), "  "))
 	return nil
 }
 
@@ -198,7 +214,7 @@ func (m *mesh) join(ctx context.Context, s *Step) error {
 		pids[n.name] = n.proc.cmd.Process.Pid
 	}
 	s.Facts["pids"] = pids
-	s.say(strings.Join(who, ", ") + ": connected to the backbone, which is in the routing table")
+	s.Say(strings.Join(who, ", ") + ": connected to the backbone, which is in the routing table")
 	return nil
 }
 
@@ -242,7 +258,7 @@ func (m *mesh) register(ctx context.Context, s *Step) (err error) {
 		}
 	}
 	s.Facts["capabilities"] = registered
-	s.say(lines...)
+	s.Say(lines...)
 	return nil
 }
 
@@ -296,7 +312,7 @@ func (n *node) add(ctx context.Context, o offer) error {
 }
 
 func (m *mesh) shutdown(ctx context.Context, s *Step) error {
-	agents, others := slices.Concat(m.agents, m.remote.agents()), slices.Concat(m.remote.relays[:], []*node{m.backbone})
+	agents, others := slices.Concat(m.agents, m.remote.agents(), m.market.sellers), slices.Concat(m.remote.relays[:], []*node{m.backbone})
 	for _, nodes := range [][]*node{agents, others} {
 		err := each(ctx, nodes, func(ctx context.Context, n *node) error { return n.stop(ctx) })
 		if err != nil {
@@ -311,7 +327,7 @@ func (m *mesh) shutdown(ctx context.Context, s *Step) error {
 		return fmt.Errorf("the folder %s is still there", dir)
 	}
 	s.Facts["exit_codes"] = m.exitCodes()
-	s.say("SIGTERM: every daemon drained and exited 0; no process, socket or file is left")
+	s.Say("SIGTERM: every daemon drained and exited 0; no process, socket or file is left")
 	return nil
 }
 
@@ -329,7 +345,7 @@ func (m *mesh) clear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, clearTime)
 	defer cancel()
 	var errs error
-	nodes := m.nodes()
+	nodes := append(m.nodes(), m.market.impostor)
 	if m.pair != nil {
 		nodes = append(nodes, m.pair.nodes()...)
 		defer m.pair.stop()

@@ -32,6 +32,7 @@ type node struct {
 	name, role string
 	home, log  string // paths
 	offers     []offer
+	command    []string // that runs its daemon; nil: run
 	flags      []string // of its daemon, beside those of all
 	hidden     bool     // listens nowhere: it is reached through relays only
 
@@ -115,14 +116,16 @@ type readyLine struct {
 	Addrs                       []string
 }
 
-// start runs the node's daemon and returns when it is ready and answers. One
-// that ran before takes its old ports, as a daemon with ports of its own does.
-func (m *mesh) start(ctx context.Context, n *node, bootstrap []string) error {
-	args := []string{
-		"run", "--metrics-port", "0",
-		"--set", "discovery.cache_ttl=" + cacheTTL.String(), "--set", "observability.log_format=console",
+// arguments are those of the node's daemon. One that ran before takes its old ports, as
+// a daemon with ports of its own does.
+func (n *node) arguments(bootstrap []string) []string {
+	args := []string{"run"}
+	if n.command != nil {
+		args = n.command
 	}
-	args = append(args, n.flags...)
+	args = slices.Concat(args, []string{
+		"--metrics-port", "0", "--set", "discovery.cache_ttl=" + cacheTTL.String(), "--set", "observability.log_format=console",
+	}, n.flags)
 	for _, addr := range bootstrap {
 		args = append(args, "--bootstrap", addr)
 	}
@@ -132,12 +135,17 @@ func (m *mesh) start(ctx context.Context, n *node, bootstrap []string) error {
 	if n.hidden {
 		args = append(args, "--set", "networking.listen=")
 	}
+	return args
+}
+
+// start runs the node's daemon and returns when it is ready and answers.
+func (m *mesh) start(ctx context.Context, n *node, bootstrap []string) error {
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return n.errorf("open log: %w", err)
 	}
 	defer log.Close() // the child has its own
-	cmd := m.command(n, args...)
+	cmd := m.command(n, n.arguments(bootstrap)...)
 	cmd.Stderr = log
 	proc, line, err := m.starter.firstLine(ctx, cmd)
 	if err != nil {
@@ -189,6 +197,14 @@ func (n *node) stop(ctx context.Context) error {
 		return n.errorf("left its socket behind")
 	}
 	return nil
+}
+
+// remove removes what a node that does not run any more has left.
+func (n *node) remove() error {
+	if err := os.RemoveAll(n.home); err != nil {
+		return n.at(err)
+	}
+	return n.at(os.Remove(n.log))
 }
 
 // logEnd returns the last lines of the daemon's log.

@@ -49,7 +49,7 @@ func (m *mesh) startRelays(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["relays"] = []string{r.relays[0].id.Peer, r.relays[1].id.Peer}
-	s.say("north and south carry what others send, sealed; quinn and ruth listen nowhere and know both")
+	s.Say("north and south carry what others send, sealed; quinn and ruth listen nowhere and know both")
 	return nil
 }
 
@@ -65,7 +65,7 @@ func (m *mesh) reserve(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["agents"], s.Facts["relays_of_each"] = []string{r.quinn.name, r.ruth.name}, len(r.relays)
-	s.say("quinn and ruth have no address but those through north and south, where each holds a slot and has a mailbox")
+	s.Say("quinn and ruth have no address but those through north and south, where each holds a slot and has a mailbox")
 	return nil
 }
 
@@ -106,7 +106,7 @@ func (m *mesh) callRelayed(ctx context.Context, s *Step) error {
 	if path.Kind != "relayed" || len(path.Hops) != 1 || m.remote.relayOf(path.Hops[0]) == nil {
 		return m.remote.quinn.errorf("called over a path of kind %s with the hops %v, want one of the relays", path.Kind, path.Hops)
 	}
-	s.say(fmt.Sprintf("quinn called ruth: answered in %s through %s, which carries what it cannot read",
+	s.Say(fmt.Sprintf("quinn called ruth: answered in %s through %s, which carries what it cannot read",
 		ms(s.Facts["call_ms"].(float64)), m.remote.relayOf(path.Hops[0]).name))
 	return nil
 }
@@ -121,7 +121,7 @@ func (m *mesh) callForwarded(ctx context.Context, s *Step) error {
 	if path.Kind != "forwarded" || !slices.Equal(path.Hops, []string{north.id.Peer, south.id.Peer}) {
 		return m.remote.quinn.errorf("called over a path of kind %s with the hops %v, want those that were asked for", path.Kind, path.Hops)
 	}
-	s.say(fmt.Sprintf("quinn called ruth over north and south: answered in %s; north knows quinn and south, south knows north and ruth",
+	s.Say(fmt.Sprintf("quinn called ruth over north and south: answered in %s; north knows quinn and south, south knows north and ruth",
 		ms(s.Facts["call_ms"].(float64))))
 	return nil
 }
@@ -194,7 +194,7 @@ func (m *mesh) relayLost(ctx context.Context, s *Step) (err error) {
 	}
 	s.Facts["session"], s.Facts["sent"], s.Facts["delivered"] = r.series.session, r.series.last, r.series.last
 	s.Facts["lost"], s.Facts["after"], s.Facts["gap_ms"] = lost.id.Peer, now.id.Peer, millis(gap)
-	s.say(fmt.Sprintf("quinn and ruth at work through %s, which was killed: the session went on through %s after %s", lost.name, now.name, ms(millis(gap))),
+	s.Say(fmt.Sprintf("quinn and ruth at work through %s, which was killed: the session went on through %s after %s", lost.name, now.name, ms(millis(gap))),
 		fmt.Sprintf("%d numbers sent, each of them worked on exactly once", r.series.last))
 	return nil
 }
@@ -254,7 +254,7 @@ func (m *mesh) mailbox(ctx context.Context, s *Step) error {
 		return err
 	}
 	s.Facts["session"], s.Facts["relay"], s.Facts["letters"] = r.series.session, keeper.id.Peer, letters
-	s.say(fmt.Sprintf("ruth off: %d calls of quinn wait at %s, sealed to ruth", letters, keeper.name),
+	s.Say(fmt.Sprintf("ruth off: %d calls of quinn wait at %s, sealed to ruth", letters, keeper.name),
 		"quinn off, ruth on: ruth got them from its mailbox, and worked on each exactly once",
 		"quinn on again: it has the answers")
 	return nil

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"openmesh/cmd/openmesh/demo/deal"
 	"openmesh/protocols/descriptor"
 )
 
@@ -29,6 +30,7 @@ type offer struct {
 	Tags     map[string]any `json:"tags"`
 	Request  map[string]any `json:"request"`
 	Response map[string]any `json:"response"`
+	Contract string         `json:"contract,omitempty"` // required: it is done under a market contract only
 	Handler  map[string]any `json:"handler"`
 }
 
@@ -91,6 +93,16 @@ func offerApprove() offer {
 	}
 }
 
+// offerFactor is what is sold on the market.
+func offerFactor(program string) offer {
+	return offer{
+		Name: deal.Capability, Version: "1.0.0", Tags: map[string]any{"work": "factor"}, Contract: "required",
+		Request:  object(map[string]any{"number": typed("string")}),
+		Response: object(map[string]any{"factors": map[string]any{"type": "array", "items": typed("string")}}),
+		Handler:  execHandler(program, deal.Capability),
+	}
+}
+
 func execHandler(program, name string) map[string]any {
 	return map[string]any{"exec": map[string]any{"command": []string{program, HandlerCommand, name}, "timeout": "10s"}}
 }
@@ -116,6 +128,9 @@ func Handle(name string, in io.Reader, out io.Writer, getenv func(string) string
 
 // work does what the named capability is for.
 func work(name string, body []byte) (map[string]any, error) {
+	if name == deal.Capability {
+		return deal.Factor(body)
+	}
 	var req struct {
 		Numbers []float64
 		Text    string
