@@ -297,8 +297,10 @@ type Capability struct {
 	// quic-v1, tcp, ws, …
 	Transports []string `protobuf:"bytes,9,rep,name=transports,proto3" json:"transports,omitempty"`
 	// at-most-once, …
-	Qos           []string `protobuf:"bytes,10,rep,name=qos,proto3" json:"qos,omitempty"`
-	Price         *Price   `protobuf:"bytes,11,opt,name=price,proto3" json:"price,omitempty"`
+	Qos   []string `protobuf:"bytes,10,rep,name=qos,proto3" json:"qos,omitempty"`
+	Price *Price   `protobuf:"bytes,11,opt,name=price,proto3" json:"price,omitempty"`
+	// required: it is done under a market contract only. Empty: without one too.
+	Contract      string `protobuf:"bytes,12,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +410,13 @@ func (x *Capability) GetPrice() *Price {
 		return x.Price
 	}
 	return nil
+}
+
+func (x *Capability) GetContract() string {
+	if x != nil {
+		return x.Contract
+	}
+	return ""
 }
 
 // Schema describes a request or response. At most one of the two forms.
@@ -860,7 +869,7 @@ const file_descriptor_descriptorpb_descriptor_proto_rawDesc = "" +
 	"\bsequence\x18\f \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06issued\x18\r \x01(\x03R\x06issued\x12\x18\n" +
 	"\aexpires\x18\x0e \x01(\x03R\aexpires\x12#\n" +
-	"\ragent_version\x18\x0f \x01(\tR\fagentVersion\"\x8a\x04\n" +
+	"\ragent_version\x18\x0f \x01(\tR\fagentVersion\"\xa6\x04\n" +
 	"\n" +
 	"Capability\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -878,7 +887,8 @@ const file_descriptor_descriptorpb_descriptor_proto_rawDesc = "" +
 	"transports\x12\x10\n" +
 	"\x03qos\x18\n" +
 	" \x03(\tR\x03qos\x123\n" +
-	"\x05price\x18\v \x01(\v2\x1d.openmesh.descriptor.v1.PriceR\x05price\x1a7\n" +
+	"\x05price\x18\v \x01(\v2\x1d.openmesh.descriptor.v1.PriceR\x05price\x12\x1a\n" +
+	"\bcontract\x18\f \x01(\tR\bcontract\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
