@@ -115,7 +115,7 @@ type exporter struct {
 }
 
 func (x *exporter) some(ctx context.Context, ids []string) error {
-	indexes, err := x.log.indexesOf(ctx, ids)
+	indexes, err := x.log.indexesOf(ctx, ids, nil)
 	if err != nil {
 		return err
 	}

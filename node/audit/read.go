@@ -124,15 +124,18 @@ func (l *Log) Resolve(ctx context.Context, prefix string) (id string, err error)
 // Of returns the entries of some ids with their payloads, in order, and those of ids
 // related to them.
 func (l *Log) Of(ctx context.Context, ids ...string) ([]Entry, error) {
-	indexes, err := l.indexesOf(ctx, ids)
+	read := make(map[uint64]Entry)
+	indexes, err := l.indexesOf(ctx, ids, read)
 	if err != nil {
 		return nil, err
 	}
 	entries := make([]Entry, 0, len(indexes))
 	for _, i := range indexes {
-		e, err := l.Get(ctx, i)
-		if err != nil {
-			return nil, err
+		e, ok := read[i]
+		if !ok {
+			if e, err = l.Get(ctx, i); err != nil {
+				return nil, err
+			}
 		}
 		entries = append(entries, e)
 	}
@@ -143,8 +146,8 @@ func (l *Log) Of(ctx context.Context, ids ...string) ([]Entry, error) {
 const maxRelated = 64
 
 // indexesOf returns the indexes of the entries of some ids and of ids related to
-// them, in order.
-func (l *Log) indexesOf(ctx context.Context, ids []string) ([]uint64, error) {
+// them, in order. Entries that it has to read it puts into read, if that is not nil.
+func (l *Log) indexesOf(ctx context.Context, ids []string, read map[uint64]Entry) ([]uint64, error) {
 	found, seen := make(map[uint64]bool), make(map[string]bool)
 	for len(ids) > 0 && len(seen) < maxRelated {
 		id := ids[0]
@@ -158,7 +161,7 @@ func (l *Log) indexesOf(ctx context.Context, ids []string) ([]uint64, error) {
 			return nil, err
 		}
 		fresh = slices.DeleteFunc(fresh, func(i uint64) bool { return found[i] })
-		more, err := l.related(ctx, fresh)
+		more, err := l.related(ctx, fresh, read)
 		if err != nil {
 			return nil, err
 		}
@@ -181,7 +184,8 @@ func (l *Log) indexes(ctx context.Context, id string) (found []uint64, err error
 	return found, err
 }
 
-func (l *Log) related(ctx context.Context, indexes []uint64) (ids []string, err error) {
+// related returns the ids that entries belong with.
+func (l *Log) related(ctx context.Context, indexes []uint64, read map[uint64]Entry) (ids []string, err error) {
 	if l.cfg.Related == nil {
 		return nil, nil
 	}
@@ -189,6 +193,9 @@ func (l *Log) related(ctx context.Context, indexes []uint64) (ids []string, err 
 		e, err := l.Get(ctx, i)
 		if err != nil {
 			return nil, err
+		}
+		if read != nil {
+			read[i] = e
 		}
 		ids = append(ids, l.cfg.Related(&e)...)
 	}

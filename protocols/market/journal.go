@@ -32,7 +32,7 @@ func DecodeNegotiation(b []byte) (Negotiation, error) {
 	if err := proto.Unmarshal(b, &j); err != nil {
 		return Negotiation{}, wire.Errorf(wire.Malformed, "decode negotiation: %w", err)
 	}
-	certificate := remembering()
+	certificate := Remembering()
 	rfp, err := ParseBy(j.Rfp, certificate)
 	if err != nil {
 		return Negotiation{}, fmt.Errorf("decode negotiation: %w", err)
@@ -58,9 +58,10 @@ func DecodeNegotiation(b []byte) (Negotiation, error) {
 	return n, nil
 }
 
-// remembering returns [identity.ParseCertificate] that verifies each certificate once:
-// a negotiation has few, and many times.
-func remembering() func(raw []byte) (*identity.Certificate, error) {
+// Remembering returns an [identity.ParseCertificate] that verifies each certificate
+// once, for [ParseBy]: negotiations have few, and many times. It is for one goroutine,
+// and for moves whose number is bounded.
+func Remembering() func(raw []byte) (*identity.Certificate, error) {
 	known := make(map[string]*identity.Certificate)
 	return func(raw []byte) (c *identity.Certificate, err error) {
 		if c = known[string(raw)]; c == nil {

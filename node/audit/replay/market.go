@@ -103,7 +103,7 @@ func (r *run) parse(e *audit.Entry) (*market.Signed, error) {
 	if e.Omit {
 		return nil, errMissing
 	}
-	m, err := market.Parse(e.Payload)
+	m, err := market.ParseBy(e.Payload, r.certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +214,7 @@ func (t *talk) begin(ref string, first *market.Signed) error {
 
 // asked validates the request, as a step of this negotiation.
 func (t *talk) asked(e *audit.Entry) *market.Signed {
-	aside := &run{agent: t.agent, steps: make(map[uint64]*Step)}
+	aside := &run{agent: t.agent, certificate: t.certificate, steps: make(map[uint64]*Step)}
 	m := aside.request(e)
 	t.steps = slices.Insert(t.steps, 0, aside.steps[e.Index])
 	return m

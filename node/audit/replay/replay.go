@@ -21,6 +21,7 @@ import (
 
 	"openmesh/node/audit"
 	"openmesh/protocols/identity"
+	"openmesh/protocols/market"
 )
 
 // Report is what came of running entries again.
@@ -50,8 +51,10 @@ type Step struct {
 type run struct {
 	agent   identity.AgentID // whose log it is
 	entries []audit.Entry
-	steps   map[uint64]*Step
-	outcome string
+
+	certificate func(raw []byte) (*identity.Certificate, error) // parses those of moves
+	steps       map[uint64]*Step
+	outcome     string
 }
 
 // Run runs the entries of the log of agent that belong to an id again: of a session,
@@ -59,7 +62,7 @@ type run struct {
 // [audit.ReadExport] give them; those of other ids are left aside, save the request
 // that a negotiation is about.
 func Run(agent identity.AgentID, id string, entries []audit.Entry) Report {
-	r := &run{agent: agent, steps: make(map[uint64]*Step)}
+	r := &run{agent: agent, certificate: market.Remembering(), steps: make(map[uint64]*Step)}
 	r.entries = slices.Clone(entries)
 	slices.SortStableFunc(r.entries, func(a, b audit.Entry) int { return cmp.Compare(a.Index, b.Index) })
 	r.market(id)
