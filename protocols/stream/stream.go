@@ -156,6 +156,10 @@ func call(ctx context.Context, d Dialer, p peer.ID, id protocol.ID, req []byte, 
 	if code := new(wire.Code); errors.As(RemoteError(err), code) {
 		return nil, *code
 	}
+	// A reset that is not of the stream is of the connection: nobody refused.
+	if end := new(network.StreamError); errors.Is(err, network.ErrReset) && !errors.As(err, &end) {
+		return nil, fmt.Errorf("%w: %w", wire.Unreachable, err)
+	}
 	return nil, errors.Join(sent, err)
 }
 

@@ -49,6 +49,36 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// A connection that ends under a call, at whichever end, is no answer: it may be tried
+// again.
+func TestConnectionLost(t *testing.T) {
+	for name, end := range map[string]func(client, server host.Host) error{
+		"here":  func(client, server host.Host) error { return client.Network().ClosePeer(server.ID()) },
+		"there": func(client, server host.Host) error { return server.Network().ClosePeer(client.ID()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			overlaytest.Run(t, func(t *testing.T) {
+				asked := make(chan struct{})
+				client, server := pair(t, func(ctx context.Context, p peer.ID, req []byte) ([]byte, error) {
+					close(asked)
+					return hangs(ctx, p, req)
+				})
+				go func() {
+					<-asked
+					if err := end(client, server); err != nil {
+						t.Error(err)
+					}
+				}()
+				start := time.Now()
+				_, err := stream.Call(t.Context(), client, server.ID(), id, nil, limits)
+				if !errors.Is(err, wire.Unreachable) || time.Since(start) >= limits.Time {
+					t.Errorf("after %v: %v", time.Since(start), err)
+				}
+			})
+		})
+	}
+}
+
 // A peer that sends half a request and stops costs the server limits.Time and
 // no more.
 func TestSlowloris(t *testing.T) {
