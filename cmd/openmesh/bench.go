@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,8 @@ type benchmark struct {
 	run                       bench.Run
 	idle                      bool                               // measure an idle daemon as well
 	relays                    int                                // processes of relays beside the server
+	sellers                   int                                // processes of sellers in place of the server
+	alone                     bool                               // needs no other process
 	baseline                  bool                               // may be compared with another program
 	both                      bool                               // over QUIC and TCP; else --transport says over which
 	setup                     func(transport string) bench.Setup // of the nodes; nil: as they are by default
@@ -37,7 +40,7 @@ func newBench(p *program) *cobra.Command {
 	cmd.Use, cmd.Short, cmd.Example = "bench", "Measure what OpenMesh costs", "  openmesh bench\n  openmesh bench sessions --json"
 	cmd.Long = "Measure what OpenMesh costs, with synthetic workloads between two processes on this machine.\n" +
 		"Without a subcommand: bench calls.\n" + benchManners
-	for _, b := range []benchmark{calls, benchDurable(), benchSessions(), benchFailover(), benchRekey(), benchPaths()} {
+	for _, b := range []benchmark{calls, benchDurable(), benchSessions(), benchFailover(), benchRekey(), benchPaths(), benchMarket(), benchAudit()} {
 		cmd.AddCommand(newBenchmark(p, b))
 	}
 	cmd.AddCommand(newBenchServe(p))
@@ -117,6 +120,34 @@ func benchPaths() benchmark {
 	}
 }
 
+func benchMarket() benchmark {
+	return benchmark{
+		use: "market", short: "Measure negotiations against as many durable messages", run: bench.Market, sellers: bench.MarketSellers,
+		long: "Measure complete negotiations, with one seller and with three: request, proposals, counteroffer, amendment,\n" +
+			"acceptance, contract. They take turns with as many durable messages between the same nodes: the ratio is what\n" +
+			"signatures, validation, the audit log and the store cost.",
+		example: "  openmesh bench market\n  openmesh bench market --in-flight 1,16 --rounds 3 --json",
+		setup:   func(transport string) bench.Setup { return bench.Setup{Transport: transport, Market: true} },
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntSliceVar(&c.InFlight, "in-flight", []int{1, 16, 128}, "numbers of negotiations at once")
+		},
+	}
+}
+
+func benchAudit() benchmark {
+	return benchmark{
+		use: "audit", short: "Measure the audit log: append, verify, replay", run: bench.Audit, alone: true,
+		long: "Measure entries that are added to the audit log and synced, in turns with documents that are just stored; how\n" +
+			"fast a log is verified, beside hashing as much; and how fast negotiations are run again, beside checking their\n" +
+			"moves once.",
+		example: "  openmesh bench audit --appenders 1,64 --entries 100000",
+		flags: func(cmd *cobra.Command, c *bench.Config) {
+			cmd.Flags().IntSliceVar(&c.Senders, "appenders", []int{1, 16, 64}, "numbers of appenders that each wait until their entry is synced")
+			cmd.Flags().IntVar(&c.Entries, "entries", 20_000, "in the log that is verified")
+		},
+	}
+}
+
 func newBenchmark(p *program, b benchmark) *cobra.Command {
 	var cfg bench.Config
 	var jetstream string
@@ -128,7 +159,9 @@ func newBenchmark(p *program, b benchmark) *cobra.Command {
 	if b.both {
 		cfg.Setup.Transport = "both"
 	} else {
-		f.StringVar(&cfg.Setup.Transport, "transport", "quic", "quic or tcp")
+		if !b.alone {
+			f.StringVar(&cfg.Setup.Transport, "transport", "quic", "quic or tcp")
+		}
 		f.IntVar(&cfg.Rounds, "rounds", 7, "rounds of each measurement")
 		f.DurationVar(&cfg.Time, "time", time.Second, "time of one measurement in a round")
 	}
@@ -162,15 +195,15 @@ func checkBench(b benchmark, c bench.Config) error {
 	bad := func(format string, args ...any) error {
 		return wire.Errorf(wire.InvalidArgument, "bench: "+format, args...)
 	}
-	if t := c.Setup.Transport; t != "quic" && t != "tcp" && !b.both {
+	if t := c.Setup.Transport; t != "quic" && t != "tcp" && !b.both && !b.alone {
 		return wire.Errorf(wire.InvalidArgument, "bench: transport %q", t).WithHint("quic or tcp")
 	}
-	if c.Rounds < 0 || c.Bulk < 0 || c.Time < 0 || c.Sessions < 0 || c.Trials < 0 || c.Every < 0 {
+	if c.Rounds < 0 || c.Bulk < 0 || c.Time < 0 || c.Sessions < 0 || c.Trials < 0 || c.Every < 0 || c.Entries < 0 {
 		return bad("numbers and times must be positive")
 	}
-	for _, n := range c.Senders {
+	for _, n := range slices.Concat(c.Senders, c.InFlight) {
 		if n < 1 || n > 1024 {
-			return bad("%d senders: want 1 to 1024", n)
+			return bad("%d at once: want 1 to 1024", n)
 		}
 	}
 	return nil
@@ -224,7 +257,11 @@ func missed(r *bench.Report) error {
 
 func printReport(g *page, r *bench.Report) {
 	for _, t := range r.Tables {
-		g.text("%s (%s, medians of %d rounds)", t.Name, r.Transport, r.Rounds)
+		about := fmt.Sprintf("medians of %d rounds", r.Rounds)
+		if r.Transport != "" {
+			about = r.Transport + ", " + about
+		}
+		g.text("%s (%s)", t.Name, about)
 		var rows [][]string
 		for _, name := range t.Ways {
 			m := t.Medians[name]

@@ -44,12 +44,21 @@ func runBench(ctx context.Context, b benchmark, cfg bench.Config, dir, jetstream
 			cfg.Setup.Relays = relay.Node
 		}
 	}
-	server, child, err := startServer(ctx, cfg.Setup, filepath.Join(dir, "server"))
-	if err != nil {
-		return nil, fmt.Errorf("start server: %w", err)
+	if b.alone {
+		return b.run(ctx, cfg)
 	}
-	defer func() { err = errors.Join(err, stopChild(child)) }()
-	cfg.Server = server
+	for i := range max(b.sellers, 1) {
+		server, child, failed := startServer(ctx, cfg.Setup, filepath.Join(dir, fmt.Sprintf("server-%d", i+1)))
+		if failed != nil {
+			return nil, fmt.Errorf("start server: %w", failed)
+		}
+		defer func() { err = errors.Join(err, stopChild(child)) }()
+		if b.sellers > 0 {
+			cfg.Sellers = append(cfg.Sellers, server)
+			cfg.Setup.Bootstrap = cfg.Sellers[0].Node
+		}
+		cfg.Server = server
+	}
 	return b.run(ctx, cfg)
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // Config says what to measure, and how long. Home and Server are needed, Relays too
-// for Paths; the rest has defaults.
+// for Paths; for Market Home and Sellers, for Audit Home alone. The rest has defaults.
 type Config struct {
 	Setup    Setup
 	Rounds   int           // default 7
@@ -18,14 +18,17 @@ type Config struct {
 	Home     string        // an empty folder for this side's nodes
 	Server   Server
 	Relays   []Server     // of Paths, in the order of the chains
+	Sellers  []Server     // of Market; the first serves the directory
 	Progress func(string) // told what is being measured; may be nil
 
 	Bulk     int            // of Calls and Paths: bytes of one bulk transfer; default 256 MiB
-	Senders  []int          // of Durable: numbers of senders; default 1, 16 and 64
+	Senders  []int          // of Durable and Audit: numbers of senders and appenders; default 1, 16 and 64
 	Baseline *load.Baseline // of Durable: what to compare with; may be nil
 	Sessions int            // of Sessions: how many to open; default 10,000
 	Trials   int            // of Failover: of each kind; default 7
 	Every    time.Duration  // of Rekey: between two changes of keys; default 1 s, the least there is
+	InFlight []int          // of Market: numbers of negotiations at once; default 1, 16 and 128
+	Entries  int            // of Audit: in the log that is verified; default 20,000
 }
 
 // Run is one of the benchmarks.
@@ -33,7 +36,8 @@ type Run func(context.Context, Config) (*Report, error)
 
 // Methods that all have in common.
 const (
-	turns      = "client and server are two processes on 127.0.0.1; in every round the ways take turns, in an order that rotates"
+	turns      = "client and server are two processes on 127.0.0.1; " + rotation
+	rotation   = "in every round the ways take turns, in an order that rotates"
 	statistics = "percentiles are by nearest rank; a ratio is the median over the rounds of the ratio within a round"
 )
 
@@ -71,8 +75,12 @@ func (c *Config) defaults() {
 	c.Sessions = cmp.Or(c.Sessions, 10_000)
 	c.Trials = cmp.Or(c.Trials, 7)
 	c.Every = cmp.Or(c.Every, time.Second)
+	c.Entries = cmp.Or(c.Entries, 20_000)
 	if c.Senders == nil {
 		c.Senders = []int{1, 16, 64}
+	}
+	if c.InFlight == nil {
+		c.InFlight = []int{1, 16, 128}
 	}
 	if c.Progress == nil {
 		c.Progress = func(string) {}

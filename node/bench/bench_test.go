@@ -76,7 +76,7 @@ func serve(t *testing.T, setup Setup) (s Server, stop func() error) {
 }
 
 // measure runs a benchmark for a moment: real nodes on loopback, though in one
-// process. It checks that every way was measured in every round.
+// process.
 func measure(t *testing.T, run Run, cfg Config) *Report {
 	t.Helper()
 	server, stop := serve(t, cfg.Setup)
@@ -89,6 +89,13 @@ func measure(t *testing.T, run Run, cfg Config) *Report {
 	if err != nil {
 		t.Fatal(err)
 	}
+	measured(t, r)
+	return r
+}
+
+// measured checks that every way was measured in every round.
+func measured(t *testing.T, r *Report) {
+	t.Helper()
 	for _, table := range r.Tables {
 		for _, way := range table.Ways {
 			if n := len(table.Rounds[way]); n < 2 || table.Medians[way].PerSecond <= 0 || table.Medians[way].P50 <= 0 {
@@ -96,7 +103,6 @@ func measure(t *testing.T, run Run, cfg Config) *Report {
 			}
 		}
 	}
-	return r
 }
 
 // wants checks how much there is in a report.

@@ -28,6 +28,8 @@ type Setup struct {
 	Offers    int           `json:"offers,omitempty"`     // signal.rate_per_peer and rate_total
 	Relay     bool          `json:"relay,omitempty"`      // be a relay, not the server
 	Relays    []string      `json:"relays,omitempty"`     // multiaddrs, if the mesh has relays: the first one serves the directory
+	Market    bool          `json:"market,omitempty"`     // be a seller, or the buyer
+	Bootstrap []string      `json:"bootstrap,omitempty"`  // multiaddrs of the seller that serves the directory; empty: this one
 }
 
 // relayed reports whether nodes are reached through relays too.
@@ -68,6 +70,9 @@ func newNode(ctx context.Context, home string, setup Setup, roles, bootstrap []s
 	}
 	if setup.Sessions > 0 {
 		c.Session.MaxSessions, c.Session.MaxPerAgent = setup.Sessions, setup.Sessions
+	}
+	if setup.Market {
+		c.Market.MaxOpen = manyDeals
 	}
 	if setup.ParkAfter > 0 {
 		c.Session.ParkAfter = setup.ParkAfter

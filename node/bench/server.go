@@ -11,8 +11,11 @@
 // sessions take ([Sessions]), the loss of a transport interrupts ([Failover]) and
 // the change of keys disturbs ([Rekey]).
 // [Paths] compares the ways that lead to an agent: direct, or over relays.
+// [Market] compares negotiations with as many messages, and [Audit] what is recorded
+// in the audit log with what is just stored.
 //
-// Server, client and relays are processes of their own on the loopback interface.
+// Server, client, relays and sellers are processes of their own on the loopback
+// interface.
 package bench
 
 import (
@@ -78,11 +81,14 @@ type Server struct {
 	Cert  []byte   `json:"cert"` // DER, of the gRPC server
 }
 
-// Serve runs the server side, or a relay if setup says so, in a fresh home until ctx
-// ends; ready is told where it is.
+// Serve runs the server side, or a relay or seller if setup says so, in a fresh home
+// until ctx ends; ready is told where it is.
 func Serve(ctx context.Context, home string, setup Setup, ready func(Server) error) error {
 	if setup.Relay {
 		return serveRelay(ctx, home, setup, ready)
+	}
+	if setup.Market {
+		return serveSeller(ctx, home, setup, ready)
 	}
 	s := Server{}
 	group, ctx := errgroup.WithContext(ctx)
