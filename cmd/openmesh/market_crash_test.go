@@ -72,7 +72,7 @@ func losses(full bool) []loss {
 func TestChaosMarket(t *testing.T) {
 	chaos(t, func(t *testing.T, s scale, random *rand.Rand) {
 		tr := newTrade(t, "OPENMESH_NETWORKING_KEEPALIVE_INTERVAL=1s")
-		ctx, cancel := context.WithTimeout(t.Context(), s.limit)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*s.limit)
 		defer cancel()
 		began, steps := time.Now(), 0
 		for n, b := range losses(os.Getenv("OPENMESH_CHAOS") == "full") {
@@ -296,7 +296,7 @@ func (c *course) proceed(ctx context.Context, steps []step) error {
 				err = c.make(ctx, i)
 				ok = err == nil && s.move == 0
 			}
-			return ok, unless(err, wire.Unreachable, wire.IllegalTransition)
+			return ok, unless(err, wire.Unreachable, wire.SessionClosed, wire.IllegalTransition)
 		})
 		if err == nil && s.move != deal.Request {
 			err = c.both(ctx, i)
@@ -329,7 +329,7 @@ func (c *course) check(ctx context.Context) error {
 		if err != nil || !ok {
 			return fmt.Errorf("acknowledged and lost (%v)", err)
 		}
-	} else if err := unless(c.said, wire.Unreachable); err != nil {
+	} else if err := unless(c.said, wire.Unreachable, wire.SessionClosed); err != nil {
 		return fmt.Errorf("the caller was told: %w", err)
 	}
 	if err := c.proceed(ctx, c.steps); err != nil {
