@@ -1,15 +1,13 @@
 package market
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"slices"
 	"time"
 
 	"openmesh/node/audit"
+	"openmesh/node/market/fill"
 	"openmesh/node/store"
-	"openmesh/protocols/identity"
 	deal "openmesh/protocols/market"
 	"openmesh/protocols/market/document"
 	"openmesh/protocols/wire"
@@ -208,7 +206,10 @@ func (e *Engine) make(ctx context.Context, t *talk, head *deal.Hash, build func(
 	t.mu.Unlock()
 	e.tell(t, own)
 	e.kick(t)
-	delivered := e.waitFor(ctx, t, own.Hash)
+	delivered, refusal := e.waitFor(ctx, t, own.Hash)
+	if refusal != 0 {
+		return Done{}, wire.Errorf(refusal, "the other side would not have %s", own.Kind).WithHint("It stands here until it expires, or another move follows.")
+	}
 	d := Done{Negotiation: t.now(), Delivered: delivered}
 	d.Contract = contractOf(d.Negotiation)
 	if d.Contract == "" && own.Kind == deal.Accept {
@@ -280,21 +281,25 @@ func (e *Engine) sign(b *store.Batch, m deal.Move) (*deal.Signed, error) {
 	return deal.Sign(m, key, cert)
 }
 
-// waitFor waits until a move has its receipt, but not for long.
-func (e *Engine) waitFor(ctx context.Context, t *talk, h deal.Hash) bool {
+// waitFor waits until a move has been answered, but not for long. A code is that of a
+// refusal.
+func (e *Engine) waitFor(ctx context.Context, t *talk, h deal.Hash) (done bool, refusal wire.Code) {
 	ctx, cancel := context.WithTimeout(ctx, answered)
 	defer cancel()
 	for {
 		t.mu.Lock()
 		waiting, changed := slices.Contains(t.unsent, h), t.changed
+		if t.refused == h {
+			refusal = t.reason
+		}
 		t.mu.Unlock()
 		if !waiting {
-			return true
+			return true, refusal
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return false
+			return false, 0
 		}
 	}
 }
@@ -319,7 +324,7 @@ func (e *Engine) offerOf(t *talk, n deal.Negotiation, k deal.Kind, given []byte)
 			base = *own.Offer()
 		}
 	}
-	doc, err := fillOffer(base, given)
+	doc, err := fill.Offer(base, given)
 	if err != nil {
 		return deal.Move{}, err
 	}
@@ -336,93 +341,4 @@ func (e *Engine) schemaFor(n deal.Negotiation, t *talk) string {
 		return theirs.Schema
 	}
 	return e.cfg.Peers.Speaks(t.peer())
-}
-
-// fillRequest sets what the agent knows itself in a request.
-func fillRequest(given []byte, buyer identity.AgentID, now time.Time) ([]byte, error) {
-	return merge(given, map[string]any{"schema": document.SchemaRFP, "buyer": buyer, "created": now.Format(time.RFC3339)}, nil)
-}
-
-// fillOffer is base with what the document says in place of what it has. The document
-// may be of either version.
-func fillOffer(base deal.Proposal, given []byte) ([]byte, error) {
-	var named struct{ Schema string }
-	_ = json.Unmarshal(given, &named)
-	if named.Schema == document.SchemaProposalV1 {
-		return fillOld(base, given)
-	}
-	whole, err := json.Marshal(base)
-	if err != nil {
-		return nil, err
-	}
-	return merge(whole, map[string]any{"schema": document.SchemaProposal, "rfp": base.RFP, "seller": base.Seller, "buyer": base.Buyer}, given)
-}
-
-// fillOld is fillOffer for a document of version 1.0.0.
-func fillOld(base deal.Proposal, given []byte) ([]byte, error) {
-	whole, err := json.Marshal(base)
-	if err != nil {
-		return nil, err
-	}
-	if whole, err = document.Rewrite(whole, document.SchemaProposal, document.SchemaProposalV1); err != nil {
-		return nil, err
-	}
-	fixed := map[string]any{"schema": document.SchemaProposalV1, "rfp": base.RFP, "seller": base.Seller, "buyer": base.Buyer}
-	if whole, err = merge(whole, fixed, given); err != nil {
-		return nil, err
-	}
-	return document.Rewrite(whole, document.SchemaProposalV1, document.SchemaProposal)
-}
-
-// merge applies a merge patch (RFC 7396) to a document, and then sets members. The result is canonical.
-func merge(given []byte, set map[string]any, patch []byte) ([]byte, error) {
-	whole, err := object(given)
-	if err != nil {
-		return nil, err
-	}
-	if len(patch) > 0 {
-		over, err := object(patch)
-		if err != nil {
-			return nil, err
-		}
-		patched(whole, over)
-	}
-	for name, v := range set {
-		whole[name] = v
-	}
-	text, err := json.Marshal(whole)
-	if err != nil {
-		return nil, err
-	}
-	return document.Canonical(text, document.MaxDocument)
-}
-
-func patched(whole, patch map[string]any) {
-	for name, v := range patch {
-		inner, isObject := v.(map[string]any)
-		switch {
-		case v == nil:
-			delete(whole, name)
-		case isObject:
-			target, ok := whole[name].(map[string]any)
-			if !ok {
-				target = make(map[string]any)
-			}
-			patched(target, inner)
-			whole[name] = target
-		default:
-			whole[name] = v
-		}
-	}
-}
-
-// object reads a JSON object whose numbers keep their digits.
-func object(text []byte) (map[string]any, error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	var whole map[string]any
-	if err := d.Decode(&whole); err != nil || whole == nil || d.More() {
-		return nil, wire.Errorf(wire.InvalidArgument, "a document that is no JSON object").WithHint("start from: openmesh market rfp example, or openmesh market propose example")
-	}
-	return whole, nil
 }

@@ -42,6 +42,7 @@ const (
 	lost           // the move does not arrive
 	unheard        // its receipt does not
 	repeated       // it arrives twice
+	denied         // the other side will not have it
 )
 
 // side is one agent.
@@ -132,6 +133,9 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []b
 	w.mu.Unlock()
 	if e == nil || f == lost {
 		return Reply{}, wire.Errorf(wire.Unreachable, "%s is away", to)
+	}
+	if f == denied {
+		return Reply{}, wire.Errorf(wire.Denied, "%s denies", to)
 	}
 	receipt, err := e.Receive(ctx, s.Agent.Agent, "session", slices.Clone(move))
 	if f == repeated {

@@ -301,3 +301,25 @@ func TestOldVersion(t *testing.T) {
 		}
 	})
 }
+
+// Who makes a move that the other side will not have is told.
+func TestRefused(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, seller := w.agent("buyer"), w.agent("seller")
+		rfp := buyer.post(1)
+		seller.has(rfp)
+		id := seller.proposes(rfp, "9")
+		reach(t, id, "proposed", buyer, seller)
+		w.mu.Lock()
+		w.fault = func(from, _ identity.AgentID, _ int) fault {
+			if from == buyer.Agent.Agent {
+				return denied
+			}
+			return none
+		}
+		w.mu.Unlock()
+		refused(t, counter(buyer, id), wire.Denied)
+		check(t, amend(seller, id)) // which the counteroffer crossed
+		reach(t, id, "amended", buyer, seller)
+	})
+}

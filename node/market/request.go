@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"openmesh/node/audit"
+	"openmesh/node/market/fill"
 	"openmesh/node/store"
 	"openmesh/node/store/deals"
 	"openmesh/protocols/identity"
@@ -80,7 +81,7 @@ func (e *Engine) PostRFP(ctx context.Context, given []byte) (RequestState, error
 		return RequestState{}, err
 	}
 	now := time.Now().UTC()
-	doc, err := fillRequest(given, e.cfg.Agent, now)
+	doc, err := fill.Request(given, e.cfg.Agent, now)
 	if err != nil {
 		return RequestState{}, err
 	}

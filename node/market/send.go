@@ -75,6 +75,9 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 	}
 	t.tries.Store(0)
 	t.mu.Lock()
+	if err != nil {
+		t.refused, t.reason = m.Hash, code
+	}
 	if len(t.unsent) > 0 && t.unsent[0] == m.Hash {
 		t.unsent = t.unsent[1:]
 		e.mu.Lock()

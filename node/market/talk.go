@@ -2,7 +2,7 @@ package market
 
 import (
 	"context"
-	"encoding/json"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,11 +24,13 @@ type talk struct {
 	id      string
 	request *request
 
-	mu     sync.Mutex                       // held while a move is made
-	n      atomic.Pointer[deal.Negotiation] // changed with mu held
-	unsent []deal.Hash                      // own moves without a receipt, in order
-	over   bool                             // nothing is left to do
-	stale  bool                             // what is stored may be something else: read it again
+	mu      sync.Mutex                       // held while a move is made
+	n       atomic.Pointer[deal.Negotiation] // changed with mu held
+	unsent  []deal.Hash                      // own moves without a receipt, in order
+	over    bool                             // nothing is left to do
+	refused deal.Hash                        // the last own move that the other side would not have,
+	reason  wire.Code                        // and why
+	stale   bool                             // what is stored may be something else: read it again
 
 	sending atomic.Bool
 	tries   atomic.Int32  // failed attempts to send the first of unsent
@@ -62,37 +64,56 @@ func (t *talk) role() deal.Role {
 	return deal.Seller
 }
 
-// storedTalk is what the row of a negotiation holds.
-type storedTalk struct {
-	Negotiation []byte      `json:"negotiation"`
-	Unsent      []deal.Hash `json:"unsent,omitempty"`
-}
-
 // row is a negotiation as it is stored.
 func (t *talk) row(n deal.Negotiation, unsent []deal.Hash) (deals.Negotiation, error) {
 	encoded, err := n.Encode()
 	if err != nil {
 		return deals.Negotiation{}, err
 	}
-	data, err := json.Marshal(storedTalk{encoded, unsent})
 	return deals.Negotiation{
 		ID: t.id, Request: t.request.id, Contract: contractOf(n), Created: n.Moves()[0].At,
-		Done: len(unsent) == 0 && ended(n, time.Now()), Data: data,
-	}, err
+		Done: len(unsent) == 0 && ended(n, time.Now()), Data: appendHashes(encoded, unsent),
+	}, nil
+}
+
+// appendHashes adds to a stored negotiation the hashes of moves that have no receipt:
+//
+//	negotiation ‖ hash ‖ … ‖ number of hashes, 2 bytes
+func appendHashes(b []byte, hashes []deal.Hash) []byte {
+	for _, h := range hashes {
+		b = append(b, h[:]...)
+	}
+	return binary.BigEndian.AppendUint16(b, uint16(len(hashes)))
+}
+
+// cutHashes takes apart what appendHashes made.
+func cutHashes(b []byte) (negotiation []byte, hashes []deal.Hash, err error) {
+	const size = len(deal.Hash{})
+	end := len(b) - 2
+	if end < 0 {
+		return nil, nil, wire.Errorf(wire.Malformed, "a row of %d bytes", len(b))
+	}
+	begin := end - size*int(binary.BigEndian.Uint16(b[end:]))
+	if begin < 0 {
+		return nil, nil, wire.Errorf(wire.Malformed, "a row of %d bytes that ends within its hashes", len(b))
+	}
+	for at := begin; at < end; at += size {
+		hashes = append(hashes, deal.Hash(b[at:at+size]))
+	}
+	return b[:begin], hashes, nil
 }
 
 func readTalk(r *request, row deals.Negotiation) (*talk, error) {
-	var s storedTalk
-	err := json.Unmarshal(row.Data, &s)
 	var n deal.Negotiation
+	encoded, unsent, err := cutHashes(row.Data)
 	if err == nil {
-		n, err = deal.DecodeNegotiation(s.Negotiation)
+		n, err = deal.DecodeNegotiation(encoded)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stored negotiation %s: %w", row.ID, err)
 	}
 	t := newTalk(r, n)
-	t.unsent = s.Unsent
+	t.unsent = unsent
 	return t, nil
 }
 
