@@ -120,6 +120,9 @@ func (m *machine) follow(rules ...deal.Rule) {
 }
 
 func TestMarketMachine(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes too long with -short")
+	}
 	t.Parallel()
 	m := &machine{trade: newTrade(t), followed: map[deal.Rule]bool{}}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
