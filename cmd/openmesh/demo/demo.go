@@ -199,10 +199,14 @@ func until(ctx context.Context, ask func(context.Context) error) error {
 	const pause = 25 * time.Millisecond
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
+	var err error
 	for {
-		err := ask(ctx)
-		if err == nil {
+		answer := ask(ctx)
+		if answer == nil {
 			return nil
+		}
+		if err == nil || ctx.Err() == nil { // the last answer that was not cut off
+			err = answer
 		}
 		select {
 		case <-tick.C:

@@ -42,6 +42,7 @@ func (m *mesh) failover(ctx context.Context, s *Step) error {
 func (m *mesh) failoverOf(ctx context.Context, s *Step, p *pair) error {
 	r, err := m.openSeries(ctx, p.west, p.east, &openmeshv1.OpenSessionRequest{
 		Qos: "exactly-once", KeepaliveMs: uint32(soonKeepalive.Milliseconds()), AckTimeoutMs: uint32(soonAckTimeout.Milliseconds()),
+		Transport: "quic-v1",
 	})
 	if err != nil {
 		return err

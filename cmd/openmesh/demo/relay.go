@@ -206,12 +206,18 @@ func (r *remote) carrier(ctx context.Context) (relay *node, err error) {
 		if err != nil {
 			return err
 		}
-		for _, c := range i.Channels {
-			if relay = r.relayOf(c.Addr); relay != nil && c.Kind == "relayed" && len(i.Channels) == 1 {
-				return nil
+		for at, c := range i.Channels {
+			through := r.relayOf(c.Addr)
+			if through == nil || c.Kind != "relayed" || at > 0 && through != relay {
+				relay = nil
+				break
 			}
+			relay = through
 		}
-		return r.quinn.errorf("has the session over %v, want one channel through a relay", i.Channels)
+		if relay == nil {
+			return r.quinn.errorf("has the session over %v, want it through one relay", i.Channels)
+		}
+		return nil
 	})
 	return relay, err
 }
