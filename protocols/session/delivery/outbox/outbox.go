@@ -89,10 +89,13 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 	if err := m.Check(); err != nil {
 		return 0, err
 	}
-	if sequence, err := o.former(ctx, m.Key); sequence != 0 || err != nil {
-		return sequence, err
+	p, isNew, err := o.admit(m, now, false)
+	if p == nil && err == nil {
+		if sequence, err := o.former(ctx, m.Key); sequence != 0 || err != nil {
+			return sequence, err
+		}
+		p, isNew, err = o.admit(m, now, true)
 	}
-	p, isNew, err := o.admit(m, now)
 	if err != nil {
 		return 0, err
 	}
@@ -116,15 +119,8 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 }
 
 // former returns the sequence of the message with key that only the store knows,
-// or 0. The store would refuse a second one too, but it would have a number by
-// then, which the receiver would miss.
+// or 0.
 func (o *Outbox) former(ctx context.Context, key string) (uint64, error) {
-	o.mu.Lock()
-	known := o.last == 0 || o.work != nil && o.work.byKey[key] != nil
-	o.mu.Unlock()
-	if known || key == "" || !o.cfg.Terms.Durable() {
-		return 0, nil
-	}
 	sequence, _, err := o.cfg.Store.Outcome(ctx, o.cfg.Session, key)
 	if wire.CodeOf(err) == wire.NotFound {
 		return 0, nil
@@ -146,8 +142,18 @@ func waitFor(ctx context.Context, ch <-chan struct{}, doing string, sequence uin
 	}
 }
 
-// admit gives m its place, or finds that of the first with its key.
-func (o *Outbox) admit(m *delivery.Message, now time.Time) (p *pending, isNew bool, err error) {
+// admit gives m its place, or finds that of the first with its key. It returns no
+// place if only the store can tell whether there was one, unless that was asked.
+// The store would refuse a second one too, but it would have a number by then,
+// which the receiver would miss.
+func (o *Outbox) admit(m *delivery.Message, now time.Time, asked bool) (p *pending, isNew bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w := o.need()
+	first := w.byKey[m.Key]
+	if first == nil && !asked && m.Key != "" && o.last != 0 && o.cfg.Terms.Durable() {
+		return nil, false, nil
+	}
 	expires := now.Add(o.cfg.Terms.TTL)
 	if m.Expires.IsZero() || m.Expires.After(expires) {
 		m.Expires = expires
@@ -155,14 +161,11 @@ func (o *Outbox) admit(m *delivery.Message, now time.Time) (p *pending, isNew bo
 	if !now.Before(m.Expires) {
 		return nil, false, wire.Errorf(wire.DeadlineExceeded, "send a message: it expired at %s", m.Expires.Format(time.RFC3339))
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	if o.ended != 0 {
 		return nil, false, o.closed()
 	}
-	w := o.need()
 	hash := w.fingerprint(m)
-	if first, ok := w.byKey[m.Key]; ok {
+	if first != nil {
 		if first.hash != hash {
 			return nil, false, wire.Errorf(wire.InvalidArgument, "send a message: message %d has the same key %q and says something else", first.sequence, m.Key).
 				WithHint("use a key once; send the same message to try again")
