@@ -55,9 +55,11 @@ type Config struct {
 }
 
 // Outbox is the sending end of one direction of a session. Its methods are safe
-// for concurrent use. One that has nothing to do takes less than 200 bytes.
+// for concurrent use. One that has nothing to do takes about 200 bytes.
 type Outbox struct {
 	cfg Config
+
+	order sync.Mutex // held while a message gets its number and goes to the store
 
 	mu          sync.Mutex
 	last        uint64 // sequence given
@@ -89,18 +91,15 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 	if err := m.Check(); err != nil {
 		return 0, err
 	}
-	p, isNew, err := o.admit(m, now, false)
+	p, err := o.accept(m, now, false)
 	if p == nil && err == nil {
 		if sequence, err := o.former(ctx, m.Key); sequence != 0 || err != nil {
 			return sequence, err
 		}
-		p, isNew, err = o.admit(m, now, true)
+		p, err = o.accept(m, now, true)
 	}
 	if err != nil {
 		return 0, err
-	}
-	if isNew && o.cfg.Terms.Durable() {
-		o.cfg.Store.Commit(delivery.Enqueue{Session: o.cfg.Session, Message: m}, true, func(err error) { o.enqueued(p, err) })
 	}
 	if p.accepted != nil {
 		if err := waitFor(ctx, p.accepted, "accept", p.sequence); err != nil {
@@ -140,6 +139,19 @@ func waitFor(ctx context.Context, ch <-chan struct{}, doing string, sequence uin
 		}
 		return wire.Errorf(code, "%s message %d: %w", doing, sequence, ctx.Err())
 	}
+}
+
+// accept admits m and, if it is new, gives it to the store. Numbers come there in
+// order: else a crash could keep one and lose one before it, which nobody would
+// get any more, and the receiver would miss.
+func (o *Outbox) accept(m *delivery.Message, now time.Time, asked bool) (*pending, error) {
+	o.order.Lock()
+	defer o.order.Unlock()
+	p, isNew, err := o.admit(m, now, asked)
+	if isNew && o.cfg.Terms.Durable() {
+		o.cfg.Store.Commit(delivery.Enqueue{Session: o.cfg.Session, Message: m}, true, func(err error) { o.enqueued(p, err) })
+	}
+	return p, err
 }
 
 // admit gives m its place, or finds that of the first with its key. It returns no
