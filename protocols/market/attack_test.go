@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"openmesh/protocols/identity"
 	"openmesh/protocols/market"
 	"openmesh/protocols/market/document"
 	"openmesh/protocols/market/marketpb"
@@ -318,5 +319,54 @@ func TestOfferOfOlderVersion(t *testing.T) {
 	d.play("buyer accept", "seller contract")
 	if c := d.n.Agreement().Contract; c.Terms.Price.Amount.String() != "9.90" || !c.ValidUntil.Equal(time.Date(2026, 3, 20, 0, 0, 0, 0, time.UTC)) {
 		t.Errorf("%+v", c)
+	}
+}
+
+// certified is an agent with another certificate for the same key.
+func certified(t *testing.T, a *Agent, from, until time.Time) *Agent {
+	t.Helper()
+	c := *a.Certificate
+	c.NotBefore, c.NotAfter = from, until
+	cert, err := identity.IssueCertificate(a.Root, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Agent{ID: a.ID, Root: a.Root, Host: a.Host, Certificate: cert}
+}
+
+// A move counts only if its certificate was valid at its time, live as well as in a
+// file: else a party could get the other to sign a contract that no file can prove.
+func TestCertificatesOfTheirTime(t *testing.T) {
+	t.Parallel()
+	d := newDeal(t).play("seller propose")
+	at := d.now.Add(30 * time.Minute)
+	accept := d.buyer.Move(t, d.n, market.Accept, at, Offer{}).Move
+	for name, c := range map[string]struct {
+		from, until time.Time
+		want        error
+	}{
+		"valid":              {at.Add(-time.Hour), at.Add(time.Hour), nil},
+		"by a clock behind":  {at.Add(identity.ClockSkew).Truncate(time.Second), at.Add(time.Hour), nil},
+		"certified later":    {at.Add(30 * time.Minute), at.Add(time.Hour), wire.KeyExpired},
+		"expired before":     {at.Add(-time.Hour), at.Truncate(time.Second), wire.KeyExpired},
+		"backdated, expired": {at.Add(-2 * time.Hour), at.Add(-time.Hour), wire.KeyExpired},
+	} {
+		a := certified(t, d.buyer, c.from, c.until)
+		_, doc, err := d.n.Draft(a.Certificate, d.seller.Certificate, market.Checkpoints{}, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := accept
+		m.Document = doc
+		if m.ContractSignature, err = market.SignContract(doc, a.Host); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := market.Sign(m, a.Host, a.Certificate); !errors.Is(err, c.want) {
+			t.Errorf("%s: sign: %v, want %v", name, err, c.want)
+		}
+		body := edited(t, d.buyer.Sign(t, accept), func(p *marketpb.Move) { p.Document, p.ContractSignature = m.Document, m.ContractSignature })
+		if _, err := market.Parse(seal(t, a, body)); !errors.Is(err, c.want) { // signed by who does not check it
+			t.Errorf("%s: parse: %v, want %v", name, err, c.want)
+		}
 	}
 }

@@ -45,9 +45,9 @@ type Move struct {
 	Reason            string           // for a person
 }
 
-// Signed is a move whose signature, certificate and document hold. Whether the
-// certificate is valid now, and the newest, is for an [identity.Verifier]. It is
-// not changed once made.
+// Signed is a move whose signature and document hold, and whose certificate was valid
+// at the move's time. Whether the certificate is valid now, and the newest, is for an
+// [identity.Verifier]. It is not changed once made.
 type Signed struct {
 	Move
 	Hash        Hash // SHA-256 of what is signed; names the move
@@ -105,11 +105,11 @@ func bytesOf(h Hash) []byte {
 }
 
 // Parse reads an envelope and checks all that can be known from it alone: limits,
-// encoding, signature, that the author is who the certificate names, the document by
-// its schema, and that document and move agree. It keeps raw. Errors are
-// [*wire.Error]: wire.TooLarge, wire.Malformed, wire.Unauthenticated,
-// wire.Unsupported for another version of moves, wire.NoCommonSchema,
-// wire.InvalidRequest with JSON pointers into the document.
+// encoding, signature, that the author is who the certificate names and that it was
+// valid at the move's time, the document by its schema, and that document and move
+// agree. It keeps raw. Errors are [*wire.Error]: wire.TooLarge, wire.Malformed,
+// wire.Unauthenticated, wire.KeyExpired, wire.Unsupported for another version of moves,
+// wire.NoCommonSchema, wire.InvalidRequest with JSON pointers into the document.
 func Parse(raw []byte) (*Signed, error) { return ParseBy(raw, identity.ParseCertificate) }
 
 // ParseBy is Parse for who has another way to parse certificates, such as an
@@ -220,12 +220,18 @@ func (m *Move) shape() error {
 	return nil
 }
 
+// authenticate checks who made the move, with a certificate that was valid at the
+// move's own time. Files are verified by the same rule years later, so that nobody can
+// be brought to sign what none of them could prove.
 func (s *Signed) authenticate(env *marketpb.Envelope, certificate func([]byte) (*identity.Certificate, error)) (err error) {
 	if s.Certificate, err = certificate(env.Certificate); err != nil {
 		return err
 	}
 	if s.Certificate.Agent != s.Author {
 		return wire.Errorf(wire.Unauthenticated, "author %s, certificate of %s", s.Author, s.Certificate.Agent)
+	}
+	if err := s.Certificate.Valid(s.At); err != nil {
+		return err
 	}
 	return verify(s.Certificate, moveDomain, env.Body, env.Signature)
 }

@@ -290,27 +290,6 @@ func rewrite(t *testing.T, text []byte, change func(map[string]any)) []byte {
 	return append(text, '\n')
 }
 
-// A contract signed when a certificate was not valid any more proves nothing.
-func TestCertificatesOfTheirTime(t *testing.T) {
-	t.Parallel()
-	buyer, seller := NewAgent(t, 1), NewAgent(t, 2)
-	n, err := market.NewNegotiation(buyer.Post(t, NewRFP(buyer.ID, 60*24*time.Hour)), seller.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	late := Start.Add(30 * 24 * time.Hour)
-	n = next(t, n, seller.Move(t, n, market.Propose, late.Add(-time.Second), Offer{}))
-	n = next(t, n, buyer.Move(t, n, market.Accept, late, Offer{}))
-	n = next(t, n, seller.Move(t, n, market.Conclude, late.Add(time.Second), Offer{}))
-	text, err := contract.Export(n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r := contract.VerifyFile(text); r.OK || r.Pointer != "/evidence/moves/1" || !strings.Contains(r.Reason, "expired") {
-		t.Errorf("%+v", r)
-	}
-}
-
 func TestVerifyFileShapes(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "\n", "{}\n", "null\n", "[]\n", `{"format":"openmesh-contract/1"}` + "\n", strings.Repeat("[", 1<<20), "{}"} {
