@@ -152,6 +152,53 @@ func TestSupersededKeyIsRefused(t *testing.T) {
 	}
 }
 
+// A former key is good for what the holder of the newest one shows, and for nobody
+// else: not for who has stolen it, whatever he presents.
+func TestFormerKey(t *testing.T) {
+	t.Parallel()
+	a, b := protocoltest.NewAgent(t, lab, now), protocoltest.NewAgent(t, lab, now)
+	elsewhere := protocoltest.NewAgent(t, lab+1, now)
+	v1, v2, v2b, v3 := a.Certificate, a.Rotate(t, 2, now), a.Rotate(t, 2, now), a.Rotate(t, 3, now)
+	later := v1.NotAfter
+	v4 := a.Rotate(t, 4, later)
+	for _, tc := range []struct {
+		name         string
+		known        *identity.Certificate
+		raw, present *identity.Certificate
+		at           time.Time
+		want         error
+	}{
+		{"the newest", v2, v2, v2, now, nil},
+		{"not the newest yet", v1, v2, v1, now, nil},
+		{"superseded", v2, v1, v2, now, nil},
+		{"long superseded", v3, v1, v3, now, nil},
+		{"expired and superseded", v4, v1, v4, later, nil},
+		{"shown by its thief", v2, v1, v1, now, wire.KeySuperseded},
+		{"shown by the thief of another", v3, v1, v2, now, wire.KeySuperseded},
+		{"shown under an expired one", v2, v1, v2, later, wire.KeyExpired},
+		{"shown by another agent", v2, v1, b.Certificate, now, wire.KeySuperseded},
+		{"twice the same version", v2, v2b, v2, now, wire.KeySuperseded},
+		{"expired without another", v1, v1, v1, later, wire.KeyExpired},
+		{"of another realm", v1, elsewhere.Certificate, elsewhere.Rotate(t, 2, now), now, wire.Denied},
+	} {
+		clock := tc.at
+		v := identity.NewVerifier(lab, func() time.Time { return clock })
+		if _, err := v.Verify(tc.known.Raw); err != nil && tc.known.Valid(clock) == nil {
+			t.Fatal(err)
+		}
+		c, err := v.VerifyFormer(tc.raw.Raw, tc.present)
+		if !errors.Is(err, tc.want) || tc.want == nil && c.Version != tc.raw.Version {
+			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+		}
+	}
+	broken := slices.Clone(v1.Raw)
+	broken[len(broken)-1] ^= 1
+	v := identity.NewVerifier(lab, func() time.Time { return now })
+	if _, err := v.VerifyFormer(broken, v2); !errors.Is(err, wire.Unauthenticated) {
+		t.Errorf("damaged: %v", err)
+	}
+}
+
 // The verifier's clock decides each time, also for a certificate it has cached.
 func TestCachedCertificateExpires(t *testing.T) {
 	t.Parallel()

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/sha256"
+	"errors"
 	"sync"
 	"time"
 
@@ -71,6 +72,26 @@ func (v *Verifier) Verify(raw []byte) (*Certificate, error) {
 		return nil, err
 	}
 	return c, v.remember(sum, c)
+}
+
+// VerifyFormer is Verify for what comes from an agent that has just proved to hold the
+// key of the certificate present: of the same agent, one with a lower version is good,
+// too, though it has expired or been superseded. Present itself has to be valid and the
+// newest: who stole a former key cannot vouch for what he signs with it. When the
+// former key was good is for [Certificate.Valid] with the time of what it signed.
+func (v *Verifier) VerifyFormer(raw []byte, present *Certificate) (*Certificate, error) {
+	c, err := v.Verify(raw)
+	if !errors.Is(err, wire.KeyExpired) && !errors.Is(err, wire.KeySuperseded) {
+		return c, err
+	}
+	former, invalid := ParseCertificate(raw)
+	if invalid != nil {
+		return nil, invalid
+	}
+	if former.Agent != present.Agent || former.Version >= present.Version || present.Valid(v.now()) != nil || v.Current(present) != nil {
+		return nil, err
+	}
+	return former, nil
 }
 
 // VerifyPeer is Verify, and checks that the certificate is that of peer p.

@@ -1,6 +1,7 @@
 package market_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -36,6 +37,41 @@ func TestParseBy(t *testing.T) {
 		})
 		if asked != 1 || tc.want == 0 && err != nil || tc.want != 0 && wire.CodeOf(err) != tc.want {
 			t.Errorf("%s: %v, asked %d times; want %v", name, err, asked, tc.want)
+		}
+	}
+}
+
+// A contract signed under a key that its author has replaced since still reaches the
+// other side: with the author, and with nobody else.
+func TestParseFrom(t *testing.T) {
+	t.Parallel()
+	d := newDeal(t).play("seller propose", "buyer accept")
+	m := d.seller.Move(t, d.n, market.Conclude, d.now.Add(time.Second), markettest.Offer{})
+	former, present := d.seller.Certificate, d.seller.Rotated(t, 2).Certificate
+	for _, tc := range []struct {
+		name   string
+		author identity.AgentID
+		peer   *identity.Certificate // of the session
+		want   error
+	}{
+		{"by its author", d.seller.ID, present, nil},
+		{"by who has the former key", d.seller.ID, former, wire.KeySuperseded},
+		{"by another", d.buyer.ID, d.buyer.Certificate, wire.KeySuperseded},
+		{"by another in the author's session", d.buyer.ID, present, wire.Unauthenticated},
+	} {
+		v := identity.NewVerifier(markettest.Realm, func() time.Time { return d.now })
+		if _, err := v.Verify(present.Raw); err != nil {
+			t.Fatal(err)
+		}
+		got, err := market.ParseFrom(m.Raw, tc.author, func(raw []byte) (*identity.Certificate, error) { return v.VerifyFormer(raw, tc.peer) })
+		if !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+		}
+		if err != nil {
+			continue
+		}
+		if n, _, err := d.n.Next(got, d.now.Add(time.Minute)); err != nil || n.State(d.now) != market.Contracted {
+			t.Errorf("%s: %v, %v", tc.name, n.State(d.now), err)
 		}
 	}
 }

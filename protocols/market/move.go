@@ -136,6 +136,23 @@ func ParseBy(raw []byte, certificate func(raw []byte) (*identity.Certificate, er
 	return s, nil
 }
 
+// ParseFrom is ParseBy for a move that comes from its author, who is at the other end
+// of a session. A move may be older than the author's key, which is replaced from time
+// to time: it was signed before, and comes again after. So certificate may take former
+// keys, as [identity.Verifier.VerifyFormer] does with the session's certificate. A move
+// that was heard from others is for ParseBy with [identity.Verifier.Verify]. The error
+// for a move of another author is wire.Unauthenticated.
+func ParseFrom(raw []byte, author identity.AgentID, certificate func(raw []byte) (*identity.Certificate, error)) (*Signed, error) {
+	s, err := ParseBy(raw, certificate)
+	if err != nil {
+		return nil, err
+	}
+	if s.Author != author {
+		return nil, wire.Errorf(wire.Unauthenticated, "move %s of %s, sent by %s", s.Kind, s.Author, author)
+	}
+	return s, nil
+}
+
 // unmarshal reads a message and refuses all but the one encoding that Go writes:
 // known fields, each once, in order. So no byte can be changed unseen.
 func unmarshal(raw []byte, m proto.Message) error {
