@@ -22,17 +22,23 @@ import (
 // the answer; errors are of the reading, and of texts that are none of these.
 func VerifyLog(r io.Reader, against ...[]byte) (*openmeshv1.VerifyAuditResponse, error) {
 	began := time.Now()
-	in := bufio.NewReaderSize(r, 2*audit.MaxCheckpoint)
+	in := bufio.NewReaderSize(r, maxHead)
+	agent, err := subject(in)
+	if err != nil {
+		return nil, err
+	}
 	var checkpoints [][]byte
-	if agent := subject(in); agent != "" { // else there is nothing to compare, and the reading tells why
-		var err error
+	if agent != "" { // else the checkpoint of the export is forged, and the report says so
 		if checkpoints, err = Checkpoints(agent, against...); err != nil {
 			return nil, err
 		}
 	}
 	report, err := audit.ReadExport(in, nil, checkpoints...)
 	if err != nil {
-		return nil, unreadable(err)
+		return nil, err
+	}
+	if report.Agent != agent { // what others hold was looked for in another log's name
+		return nil, wire.Errorf(wire.Malformed, "read an exported audit log: it is of %q, and its first line says %q", report.Agent, agent)
 	}
 	out := &openmeshv1.VerifyAuditResponse{
 		Ok: report.OK, Entries: report.Entries, Root: hex.EncodeToString(report.Root[:]), Pruned: report.Pruned,
@@ -45,36 +51,36 @@ func VerifyLog(r io.Reader, against ...[]byte) (*openmeshv1.VerifyAuditResponse,
 	return out, nil
 }
 
-// unreadable gives a file that ends before its first line does the code of a file
-// that is no export.
-func unreadable(err error) error {
-	if f, ok := errors.AsType[*audit.Fault](err); ok {
-		return wire.Errorf(wire.Malformed, "read an exported audit log: %s", f.Reason)
+// maxHead bounds the first line of an export, in bytes: a checkpoint in JSON.
+const maxHead = 2 * audit.MaxCheckpoint
+
+// subject looks ahead to whose log an export is; empty if its checkpoint does not hold.
+// A first line that cannot be read here is an error, whatever others make of it: nobody
+// may get out of being compared by writing it in an odd way.
+func subject(in *bufio.Reader) (identity.AgentID, error) {
+	head, err := in.Peek(in.Size()) // less if the export is shorter
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
 	}
-	return err
+	first, _, whole := bytes.Cut(head, []byte("\n"))
+	text, ok := heading(first)
+	if !whole || !ok {
+		return "", wire.Errorf(wire.Malformed, "read an exported audit log: the first line is not that of the format %s", audit.Format)
+	}
+	c, err := audit.ParseCheckpoint(text)
+	if err != nil {
+		return "", nil
+	}
+	return c.Agent, nil
 }
 
-// subject looks ahead to whose log an export is; empty if it does not say.
-func subject(in *bufio.Reader) identity.AgentID {
-	head, _ := in.Peek(in.Size()) // less if the export is shorter
-	if c := heading(head); c != nil {
-		return c.Agent
-	}
-	return ""
-}
-
-// heading is the checkpoint that an export of a log begins with, or nil.
-func heading(text []byte) *audit.Checkpoint {
-	first, _, _ := bytes.Cut(text, []byte("\n"))
+// heading is the checkpoint that the first line of an export of a log has.
+func heading(first []byte) (checkpoint []byte, ok bool) {
 	var head struct{ Format, Checkpoint string }
 	if json.Unmarshal(first, &head) != nil || head.Format != audit.Format {
-		return nil
+		return nil, false
 	}
-	c, err := audit.ParseCheckpoint([]byte(head.Checkpoint))
-	if err != nil {
-		return nil
-	}
-	return c
+	return []byte(head.Checkpoint), true
 }
 
 // Checkpoints finds the checkpoints of an agent's log in texts: checkpoints, exports
@@ -103,8 +109,12 @@ func Checkpoints(agent identity.AgentID, texts ...[]byte) (found [][]byte, err e
 
 // exported returns the checkpoints that an export of a log or of a contract has.
 func exported(text []byte) (found []*audit.Checkpoint) {
-	if c := heading(text); c != nil {
-		return append(found, c)
+	first, _, _ := bytes.Cut(text, []byte("\n"))
+	if own, ok := heading(first); ok {
+		if c, err := audit.ParseCheckpoint(own); err == nil {
+			found = append(found, c)
+		}
+		return found
 	}
 	var deal struct{ Evidence struct{ Moves [][]byte } }
 	if json.Unmarshal(text, &deal) != nil {

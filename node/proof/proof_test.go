@@ -188,6 +188,41 @@ func TestVerifyLog(t *testing.T) {
 	}
 }
 
+// Who rewrote its log cannot get out of being compared, however it writes the line that
+// says whose log it is.
+func TestVerifyLogHeads(t *testing.T) {
+	t.Parallel()
+	s := newStory(t)
+	deal, err := contract.Export(s.n)
+	check(t, err)
+	other := &story{buyer: s.buyer, seller: s.seller, n: s.n, log: logOf(t, s.buyer)}
+	for range 4 {
+		other.record(t, s.n.RFP(), audit.Sent, "rfp")
+	}
+	head, rest, _ := strings.Cut(string(other.export(t)), "\n")
+	inner := strings.TrimSuffix(head, "}")
+	for name, first := range map[string]string{
+		"text after it":       head + " x",
+		"an object after it":  head + "{}",
+		"a line of its own":   "\n" + head,
+		"spaces before it":    strings.Repeat(" ", 9<<10) + head,
+		"spaces within":       inner + strings.Repeat(" ", 9<<10) + "}",
+		"spaces after it":     head + strings.Repeat(" ", 9<<10),
+		"another format":      strings.Replace(head, "-audit/1", "-audit/2", 1),
+		"unknown members":     inner + `,"x":"` + strings.Repeat("x", 9<<10) + `"}`,
+		"the checkpoint late": inner + `,"checkpoint":""}`,
+		"two checkpoints":     inner + `,"Checkpoint":"x"}`,
+		"an entry as well":    inner + `,"entry":{}}`,
+		"as it should be":     head,
+		"a space":             head + " ",
+	} {
+		res, err := proof.VerifyLog(strings.NewReader(first+"\n"+rest), deal)
+		if res.GetOk() || err == nil && res.GetBad().GetReason() == "" || err != nil && wire.CodeOf(err) != wire.Malformed {
+			t.Errorf("%s: %v, %v", name, res, err)
+		}
+	}
+}
+
 func TestReplayLog(t *testing.T) {
 	t.Parallel()
 	s := newStory(t)

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -45,6 +46,15 @@ func ReplayLog(r io.Reader, id string) (*openmeshv1.ReplayAuditResponse, error) 
 		})
 	}
 	return out, nil
+}
+
+// unreadable gives a file that ends before its first line does the code of a file
+// that is no export.
+func unreadable(err error) error {
+	if f, ok := errors.AsType[*audit.Fault](err); ok {
+		return wire.Errorf(wire.Malformed, "read an exported audit log: %s", f.Reason)
+	}
+	return err
 }
 
 // keeper keeps the entries of an export that can be run again.
