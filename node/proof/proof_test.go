@@ -3,6 +3,7 @@ package proof_test
 import (
 	"bytes"
 	"context"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -138,6 +139,27 @@ func TestVerifyContract(t *testing.T) {
 	}
 	if empty := proof.VerifyContract(nil); empty.OK || empty.Parties == nil || empty.Signatures == nil {
 		t.Errorf("%+v", empty)
+	}
+}
+
+// The checkpoints of the golden contract are such as logs have.
+func TestCheckpointsOfContracts(t *testing.T) {
+	t.Parallel()
+	file, err := os.ReadFile("../../protocols/market/contract/testdata/contract.json")
+	check(t, err)
+	c := proof.VerifyContract(file)
+	if !c.OK {
+		t.Fatal(c.Reason)
+	}
+	for agent, named := range map[identity.AgentID]*market.Checkpoint{
+		c.Document.Buyer.Agent: c.Document.Checkpoints.Buyer, c.Document.Seller.Agent: c.Document.Checkpoints.Seller,
+	} {
+		found, err := proof.Checkpoints(agent, file)
+		check(t, err)
+		got, err := audit.ParseCheckpoint(found[0])
+		if len(found) != 1 || err != nil || int64(got.Size) != named.Size || market.Hash(got.Root) != named.Root || got.Digest() != named.Text {
+			t.Errorf("%d checkpoints of %s, %+v, %v; the contract names %+v", len(found), agent, got, err, named)
+		}
 	}
 }
 

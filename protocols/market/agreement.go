@@ -2,7 +2,6 @@ package market
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"time"
 
 	"openmesh/protocols/identity"
@@ -91,20 +90,30 @@ func (n Negotiation) CheckContract(doc []byte, acceptor *identity.Certificate) e
 	if err != nil {
 		return err
 	}
-	return n.compare(doc, c, acceptor)
+	own := c.Checkpoints.Seller
+	if n.Offeror() == Seller {
+		own = c.Checkpoints.Buyer
+	}
+	return n.compare(doc, c, acceptor, own)
 }
 
-// compare drafts the contract anew and finds what doc has otherwise.
-func (n Negotiation) compare(doc []byte, c *Contract, acceptor *identity.Certificate) error {
+func (n Negotiation) checkAccept(m *Signed) error {
+	return n.compare(m.Document, m.contract, m.Certificate, m.checkpoint)
+}
+
+// compare drafts the contract anew, for who accepts under a certificate and with a
+// checkpoint, and finds what doc has otherwise. The offeror's checkpoint is the one that
+// its offer carries: it signs what is said of its own log, too.
+func (n Negotiation) compare(doc []byte, c *Contract, acceptor *identity.Certificate, own *Checkpoint) error {
 	p := n.head()
 	if p.table == nil {
 		return wire.Errorf(wire.IllegalTransition, "contract: no offer is on the table in state %s", p.state)
 	}
-	buyer, seller := p.table.Certificate, acceptor
+	buyer, seller, cps := p.table.Certificate, acceptor, Checkpoints{Buyer: p.table.checkpoint, Seller: own}
 	if p.offeror == Seller {
-		buyer, seller = seller, buyer
+		buyer, seller, cps = seller, buyer, Checkpoints{Buyer: own, Seller: p.table.checkpoint}
 	}
-	drafted, err := n.draft(buyer, seller, c.Checkpoints, c.ValidFrom)
+	drafted, err := n.draft(buyer, seller, cps, c.ValidFrom)
 	if err != nil {
 		return err
 	}
@@ -112,32 +121,7 @@ func (n Negotiation) compare(doc []byte, c *Contract, acceptor *identity.Certifi
 	if err != nil {
 		return err
 	}
-	if err := document.Same(want, doc, document.MaxDocument); err != nil {
-		return err
-	}
-	return checkpointed(p.table, c, p.offeror)
-}
-
-func (n Negotiation) checkAccept(m *Signed) error {
-	if err := n.compare(m.Document, m.contract, m.Certificate); err != nil {
-		return err
-	}
-	return checkpointed(m, m.contract, n.RoleOf(m.Author))
-}
-
-// checkpointed checks that a contract names the checkpoint that a side's move carries.
-func checkpointed(m *Signed, c *Contract, by Role) error {
-	named := c.Checkpoints.Buyer
-	if by == Seller {
-		named = c.Checkpoints.Seller
-	}
-	if named == nil && len(m.Checkpoint) == 0 || named != nil && len(m.Checkpoint) > 0 && named.Text == sha256.Sum256(m.Checkpoint) {
-		return nil
-	}
-	at := "/checkpoints/" + by.String()
-	err := wire.Errorf(wire.InvalidRequest, "contract: %s is not the checkpoint that %s carries", at, m.Kind)
-	err.Pointers = []string{at}
-	return err
+	return document.Same(want, doc, document.MaxDocument)
 }
 
 // checkConclude verifies the offeror's signature. It may have rotated its key since

@@ -93,6 +93,8 @@ func TestParseRefuses(t *testing.T) {
 		{"before 1970", rewritten(func(m *marketpb.Move) { m.At = -1 }), wire.Malformed, ""},
 		{"end of time", rewritten(func(m *marketpb.Move) { m.At = 1<<63 - 1 }), wire.Malformed, ""},
 		{"signature where none belongs", rewritten(func(m *marketpb.Move) { m.ContractSignature = make([]byte, 64) }), wire.Malformed, ""},
+		{"checkpoint of nothing", rewritten(func(m *marketpb.Move) { m.Checkpoint = []byte("x") }), wire.Malformed, ""},
+		{"checkpoint of another's log", rewritten(func(m *marketpb.Move) { m.Checkpoint = buyer.Checkpoint(t, 1, market.Hash{}, Start) }), wire.Malformed, ""},
 		{"large checkpoint", rewritten(func(m *marketpb.Move) { m.Checkpoint = make([]byte, market.MaxCheckpoint+1) }), wire.TooLarge, ""},
 		{"long reason", rewritten(func(m *marketpb.Move) { m.Reason = strings.Repeat("x", market.MaxReason+1) }), wire.TooLarge, ""},
 		{"document that does not belong", rewritten(func(m *marketpb.Move) { m.Kind = 5 }), wire.Malformed, ""},
@@ -223,6 +225,58 @@ func TestAcceptOfOtherTerms(t *testing.T) {
 	}
 	if _, got, err := d.n.Draft(d.buyer.Certificate, d.seller.Certificate, market.Checkpoints{}, at); err != nil || !bytes.Equal(got, doc) {
 		t.Error("drafted anew it is another", err)
+	}
+}
+
+// A contract says of both logs what the moves say: neither side can have the other sign
+// another state of a log, be it its own or the other's.
+func TestAcceptOfOtherCheckpoints(t *testing.T) {
+	t.Parallel()
+	d := newDeal(t)
+	offer := d.seller.Move(t, d.n, market.Propose, d.now, Offer{}).Move
+	offer.Checkpoint = d.seller.Checkpoint(t, 9, market.Hash{9}, d.now)
+	d.apply(d.seller.Sign(t, offer))
+	at := d.now.Add(time.Second)
+	own := d.buyer.Checkpoint(t, 7, market.Hash{7}, at)
+	for _, c := range []struct {
+		pointer string // to what the contract says otherwise than the moves
+		change  func(*market.Checkpoints)
+	}{
+		{"", func(*market.Checkpoints) {}},
+		{"/checkpoints/buyer/size", func(c *market.Checkpoints) { c.Buyer.Size = 9e15 }},
+		{"/checkpoints/buyer/root", func(c *market.Checkpoints) { c.Buyer.Root = market.Hash{} }},
+		{"/checkpoints/buyer/text", func(c *market.Checkpoints) { c.Buyer.Text = market.Hash{} }},
+		{"/checkpoints/buyer", func(c *market.Checkpoints) { c.Buyer = nil }},
+		{"/checkpoints/seller/size", func(c *market.Checkpoints) { c.Seller.Size = 9e15 }},
+		{"/checkpoints/seller/root", func(c *market.Checkpoints) { c.Seller.Root = market.Hash{} }},
+		{"/checkpoints/seller/text", func(c *market.Checkpoints) { c.Seller.Text = market.Hash{} }},
+		{"/checkpoints/seller", func(c *market.Checkpoints) { c.Seller = nil }},
+	} {
+		cps := market.Checkpoints{
+			Buyer: document.NewCheckpoint(7, market.Hash{7}, own), Seller: document.NewCheckpoint(9, market.Hash{9}, offer.Checkpoint),
+		}
+		c.change(&cps)
+		_, doc, err := d.n.Draft(d.buyer.Certificate, d.seller.Certificate, cps, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := market.SignContract(doc, d.buyer.Host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := d.buyer.Sign(t, market.Move{
+			Kind: market.Accept, RFP: d.n.RFP().Hash, Prev: d.n.Head(), Author: d.buyer.ID, To: d.seller.ID, At: at,
+			Schema: document.SchemaContract, Document: doc, ContractSignature: signature, Checkpoint: own,
+		})
+		_, _, err = d.n.Next(m, at)
+		e, _ := errors.AsType[*wire.Error](err)
+		if c.pointer == "" && err != nil || c.pointer != "" && (e == nil || e.Code != wire.InvalidRequest || !slices.Contains(e.Pointers, c.pointer)) {
+			t.Errorf("%q: %v", c.pointer, err)
+		}
+		theirs := strings.HasPrefix(c.pointer, "/checkpoints/seller")
+		if err := d.n.CheckContract(doc, d.buyer.Certificate); theirs != (err != nil) {
+			t.Errorf("%q: before it is signed: %v", c.pointer, err)
+		}
 	}
 }
 

@@ -41,7 +41,7 @@ type Move struct {
 	Schema            string           // of Document
 	Document          []byte           // canonical JSON: request or offer; of accept the contract
 	ContractSignature []byte           // of accept and contract: see [SignContract]
-	Checkpoint        []byte           // the author's newest audit checkpoint, signed; opaque here
+	Checkpoint        []byte           // the author's newest audit checkpoint, signed; see [document.ReadCheckpoint]
 	Reason            string           // for a person
 }
 
@@ -57,6 +57,8 @@ type Signed struct {
 	request  *RFP
 	offer    *Proposal
 	contract *Contract
+
+	checkpoint *Checkpoint // what Checkpoint says; nil without one
 }
 
 // Request returns the document of a request; nil of other moves.
@@ -253,8 +255,13 @@ func (s *Signed) authenticate(env *marketpb.Envelope, certificate func([]byte) (
 	return verify(s.Certificate, moveDomain, env.Body, env.Signature)
 }
 
-// read decodes the document and checks that the move means what it says.
+// read decodes checkpoint and document, and checks that the move means what it says.
 func (s *Signed) read() (err error) {
+	if len(s.Checkpoint) > 0 {
+		if s.checkpoint, err = document.ReadCheckpoint(s.Author, s.Checkpoint); err != nil {
+			return err
+		}
+	}
 	switch {
 	case s.Kind == Request:
 		return s.readRequest()

@@ -46,14 +46,14 @@ func next(t testing.TB, n market.Negotiation, m *market.Signed) market.Negotiati
 
 func amendment(t testing.TB, n market.Negotiation, seller *Agent) *market.Signed {
 	m := seller.Move(t, n, market.Amend, Start.Add(3*time.Second), Offer{Price: "10.25"}).Move
-	m.Checkpoint = []byte("checkpoint of the seller")
+	m.Checkpoint = seller.Checkpoint(t, 9, market.Hash{9}, m.At)
 	return seller.Sign(t, m)
 }
 
 func acceptance(t testing.TB, n market.Negotiation, buyer *Agent) *market.Signed {
 	t.Helper()
 	at := Start.Add(4500 * time.Millisecond)
-	own := []byte("checkpoint of the buyer")
+	own := buyer.Checkpoint(t, 7, market.Hash{7}, at)
 	cps := contract.Checkpoints{
 		Buyer:  document.NewCheckpoint(7, market.Hash{7}, own),
 		Seller: document.NewCheckpoint(9, market.Hash{9}, n.Table().Checkpoint),
@@ -132,7 +132,7 @@ func TestExportNeedsBothSignatures(t *testing.T) {
 
 func amendment0(t testing.TB, n market.Negotiation, seller *Agent) *market.Signed {
 	m := seller.Move(t, n, market.Propose, Start.Add(time.Second), Offer{}).Move
-	m.Checkpoint = []byte("checkpoint")
+	m.Checkpoint = seller.Checkpoint(t, 9, market.Hash{9}, m.At)
 	return seller.Sign(t, m)
 }
 

@@ -187,26 +187,6 @@ type ContractTerms struct {
 	Version    string   `json:"version,omitempty"`
 }
 
-// Checkpoints are states of both audit logs, so that neither side can rewrite its
-// own without contradicting the contract. A side that sent none has none.
-type Checkpoints struct {
-	Buyer  *Checkpoint `json:"buyer,omitempty"`
-	Seller *Checkpoint `json:"seller,omitempty"`
-}
-
-// Checkpoint is a state of an audit log.
-type Checkpoint struct {
-	Size int64 `json:"size"` // entries
-	Root Hash  `json:"root"` // Merkle tree hash
-	Text Hash  `json:"text"` // SHA-256 of the signed checkpoint, as it came with the move
-}
-
-// NewCheckpoint describes the signed checkpoint in sent, which is the Checkpoint
-// of a move.
-func NewCheckpoint(size int64, root Hash, sent []byte) *Checkpoint {
-	return &Checkpoint{Size: size, Root: root, Text: sha256.Sum256(sent)}
-}
-
 // Canonical returns the document's bytes, checked.
 func (r *RFP) Canonical() ([]byte, error) { return encode(SchemaRFP, r) }
 

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -100,6 +102,21 @@ func (a *Agent) Post(t TB, rfp *market.RFP) *market.Signed {
 	doc, err := rfp.Canonical()
 	check(t, err)
 	return a.Sign(t, market.Move{Kind: market.Request, Author: a.ID, At: Start, Schema: document.SchemaRFP, Document: doc})
+}
+
+// Checkpoint returns a signed checkpoint of a's audit log, as package audit writes it:
+// at that time it had so many entries, with this root.
+func (a *Agent) Checkpoint(t TB, size int64, root market.Hash, at time.Time) []byte {
+	t.Helper()
+	base64 := base64.StdEncoding.EncodeToString
+	name := "openmesh/audit/" + string(a.ID)
+	text := fmt.Sprintf("%s\n%d\n%s\ntime %d\ncertificate %s\n", name, size, base64(root[:]), at.UnixMilli(), base64(a.Certificate.Raw))
+	signature, err := a.Host.Sign([]byte(text))
+	check(t, err)
+	key, err := a.Host.GetPublic().Raw()
+	check(t, err)
+	id := sha256.Sum256(append([]byte(name+"\n\x01"), key...)) // of the key, as signed notes want it
+	return fmt.Appendf(nil, "%s\n\u2014 %s %s\n", text, name, base64(append(id[:4], signature...)))
 }
 
 // Offer is what an offer says that not all say.
