@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/hpke"
 	"fmt"
@@ -77,8 +78,11 @@ func IssueCertificate(root ed25519.PrivateKey, c Certificate) (*Certificate, err
 }
 
 // ParseCertificate verifies everything about a certificate but the time: the
-// root key's signature, the address puzzle and the shape of every field. Its
-// errors are wire.Unauthenticated or wire.Malformed.
+// root key's signature, the address puzzle and the shape of every field. The
+// envelope has to be written in the one way that has fields in order, each once,
+// none unknown: so no byte of raw is without a signature. Fields of the payload
+// that are not known here are signed, and let be. Its errors are
+// wire.Unauthenticated, wire.Malformed or wire.TooLarge.
 func ParseCertificate(raw []byte) (*Certificate, error) {
 	if len(raw) > MaxCertificate {
 		return nil, wire.Errorf(wire.TooLarge, "certificate of %d bytes", len(raw))
@@ -90,6 +94,9 @@ func ParseCertificate(raw []byte) (*Certificate, error) {
 	}
 	if string(env.PayloadType) != string(certificateCodec) {
 		return nil, wire.Errorf(wire.Malformed, "certificate: payload type %q", env.PayloadType)
+	}
+	if again, err := env.Marshal(); err != nil || !bytes.Equal(again, raw) {
+		return nil, wire.Errorf(wire.Malformed, "certificate: it is not in canonical encoding")
 	}
 	root, err := rawEd25519(env.PublicKey)
 	if err != nil {

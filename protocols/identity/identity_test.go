@@ -1,9 +1,11 @@
 package identity_test
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"openmesh/protocols/protocoltest"
 	"openmesh/protocols/wire"
 
+	"github.com/libp2p/go-libp2p/core/record"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -225,6 +228,38 @@ func TestUnknownFieldsAreSigned(t *testing.T) {
 	}
 }
 
+// A certificate has one form: no bytes can be added to it that its root key has not
+// signed.
+func TestCertificateHasOneForm(t *testing.T) {
+	t.Parallel()
+	raw := protocoltest.NewAgent(t, lab, now).Certificate.Raw
+	insert := func(at int, b ...byte) []byte { return slices.Insert(slices.Clone(raw), at, b...) }
+	if raw[0] != 0x0a || raw[1] >= 0x80 || raw[2] != 0x08 { // public_key, its length, its type
+		t.Fatalf("an envelope begins with %x", raw[:3])
+	}
+	key := raw[:2+raw[1]]
+	within := insert(len(key), 0x78, 1)
+	within[1] += 2
+	long := insert(2, raw[1]&0x7f)
+	long[1], long[2] = raw[1]|0x80, 0
+	forms := map[string][]byte{
+		"the key last":            append(slices.Clone(raw[len(key):]), key...),
+		"the key twice":           append(slices.Clone(key), raw...),
+		"a field within the key":  within,
+		"a length in two bytes":   long,
+		"an unknown group":        insert(0, 0x7b, 0x7c),
+		"bytes under a new field": append(slices.Clone(raw), 0x7a, 3, 'a', 'b', 'c'),
+	}
+	for at := range len(raw) + 1 {
+		forms[fmt.Sprintf("a field at %d", at)] = insert(at, 0x78, 1)
+	}
+	for name, form := range forms {
+		if _, err := identity.ParseCertificate(form); !errors.Is(err, wire.Malformed) && !errors.Is(err, wire.Unauthenticated) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func FuzzParseCertificate(f *testing.F) {
 	a := protocoltest.NewAgent(f, lab, now)
 	f.Add(a.Certificate.Raw)
@@ -232,6 +267,15 @@ func FuzzParseCertificate(f *testing.F) {
 		c, err := identity.ParseCertificate(raw)
 		if err == nil && (c.Peer.Validate() != nil || c.Version == 0) {
 			t.Errorf("accepted %+v", c)
+		}
+		if err == nil {
+			env, err := record.UnmarshalEnvelope(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := env.Marshal(); err != nil || !bytes.Equal(again, raw) {
+				t.Errorf("accepted %x, which is written %x, %v", raw, again, err)
+			}
 		}
 		// The same bytes with a signature that holds reach the field checks.
 		var p identitypb.Certificate

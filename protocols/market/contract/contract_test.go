@@ -2,17 +2,23 @@ package contract_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"openmesh/protocols/market"
 	"openmesh/protocols/market/contract"
 	"openmesh/protocols/market/document"
+	"openmesh/protocols/market/marketpb"
 	. "openmesh/protocols/market/markettest"
 	"openmesh/protocols/wire"
 )
@@ -189,6 +195,57 @@ func forge(t *testing.T, text []byte, i int) {
 			t.Errorf("byte %d %s: %+v", i, what, r)
 		}
 	}
+}
+
+// Nothing can be put between what is signed: neither into an envelope nor into the
+// certificate in it, of which each says how long it is.
+func TestNothingCanBeInserted(t *testing.T) {
+	t.Parallel()
+	text := otherExport(t)
+	f := decode(t, text)
+	for i, given := range append([]any{f["evidence"].(map[string]any)["rfp"]}, evidenceOf(f)...) {
+		raw, err := base64.StdEncoding.DecodeString(given.(string))
+		var env marketpb.Envelope
+		if err := errors.Join(err, proto.Unmarshal(raw, &env)); err != nil {
+			t.Fatal(err)
+		}
+		forged := inserted(raw)
+		for _, certificate := range inserted(env.Certificate) {
+			env.Certificate = certificate
+			b, err := proto.Marshal(&env)
+			if err != nil {
+				t.Fatal(err)
+			}
+			forged = append(forged, b)
+		}
+		for k, b := range forged {
+			if _, err := market.Parse(b); err == nil || k%100 == 0 && contract.VerifyFile(withEnvelope(t, text, i, b)).OK {
+				t.Errorf("envelope %d is taken as %x", i, b)
+			}
+		}
+	}
+}
+
+// inserted returns b with an unknown field at each place.
+func inserted(b []byte) (all [][]byte) {
+	for at := range len(b) + 1 {
+		all = append(all, slices.Insert(slices.Clone(b), at, 0x78, 1)) // field 15
+	}
+	return all
+}
+
+// withEnvelope is an export with another i-th envelope, of which the first is the
+// request.
+func withEnvelope(t *testing.T, text []byte, i int, envelope []byte) []byte {
+	t.Helper()
+	return rewrite(t, text, func(f map[string]any) {
+		given := base64.StdEncoding.EncodeToString(envelope)
+		if i == 0 {
+			f["evidence"].(map[string]any)["rfp"] = given
+		} else {
+			evidenceOf(f)[i-1] = given
+		}
+	})
 }
 
 // Forgeries that are well-formed, each with the place at which they are found out.
