@@ -128,7 +128,7 @@ func (l *Log) repeat() {
 // load reads the right edge of the tree from the database; l.mu is held, or nobody
 // else has the log.
 func (l *Log) load(ctx context.Context) error {
-	last := int64(-1)
+	chain, last := l.db.Chain(), int64(-1)
 	err := l.db.Query(ctx, "read the audit log", func(rows *sql.Rows) error { return rows.Scan(&last) }, selectLast, l.db.Owner())
 	if err != nil {
 		return err
@@ -137,6 +137,9 @@ func (l *Log) load(ctx context.Context) error {
 		return wire.Errorf(wire.Internal, "the audit log is full")
 	}
 	t := tree{size: uint64(last + 1)}
+	if t.size < l.committed.size {
+		l.cfg.Log.Error("the database has lost entries of the audit log", zap.Uint64("from", t.size), zap.Uint64("to", l.committed.size))
+	}
 	for _, s := range cover(0, t.size) {
 		h, err := l.hashOf(ctx, s)
 		if err != nil {
@@ -144,7 +147,7 @@ func (l *Log) load(ctx context.Context) error {
 		}
 		t.edge = append(t.edge, h)
 	}
-	l.given, l.committed, l.chain, l.broken = t, t, new(store.Chain), false
+	l.given, l.committed, l.chain, l.broken = t, t, chain, false
 	return nil
 }
 

@@ -294,6 +294,34 @@ func TestFailure(t *testing.T) {
 	}
 }
 
+// A database that comes back without its last commits, as a standby that lagged
+// behind: what is recorded from then on follows on what is there.
+func TestSetback(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.fill(10)
+	b.commit(numbered(10))
+	b.tamper(`DELETE FROM audit_entries WHERE idx >= 7`, `UPDATE owners SET batch = batch - 1`)
+	b.log.Note(numbered(11))
+	for range 2 { // the first is made on what is lost
+		if _, _, err := b.log.Commit(t.Context(), "test", nil, numbered(12)); err != nil && !errors.Is(err, wire.Internal) {
+			t.Fatal(err)
+		}
+	}
+	if r := b.verify(); !r.OK || r.Entries < 7+2 {
+		t.Errorf("Verify() = %+v, %v", r, r.Bad)
+	}
+	notes := 0
+	for i := uint64(7); i < b.log.Size(); i++ {
+		if e, err := b.log.Get(t.Context(), i); err != nil || e.Note == numbered(11).Note {
+			notes++
+		}
+	}
+	if notes != 1 {
+		t.Errorf("%d notes of one", notes)
+	}
+}
+
 func TestRetention(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

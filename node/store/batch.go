@@ -92,8 +92,20 @@ var ErrBroken = errors.New("a change before this one failed")
 // Chain binds changes that presuppose each other, such as entries of a log with
 // their numbers: once one has failed, all that follow it in the chain fail with
 // [ErrBroken]. Its maker learns of the failure, looks what is in the database,
-// and goes on with a new chain. The zero value is a chain without changes.
-type Chain struct{ broken bool } // the writer's
+// and goes on with a new chain.
+//
+// PostgreSQL may crash, and come back, while this process lives on. What is on a
+// chain always waits for its disk, for what follows builds on it. If it comes back
+// without changes that it confirmed all the same, as a standby that lagged behind
+// does, all chains that were made before this was found out are broken.
+type Chain struct {
+	setbacks int64 // that had been found when it was made
+	broken   bool  // the writer's
+}
+
+// Chain returns a chain without changes. They may presuppose what is read from the
+// database after this call, and each other.
+func (s *Store) Chain() *Chain { return &Chain{setbacks: s.setbacks.Load()} }
 
 func (c *Chain) fail() {
 	if c != nil {
@@ -101,14 +113,15 @@ func (c *Chain) fail() {
 	}
 }
 
-// follow gives up an item whose chain is broken, before it is tried.
-func (it *item) follow() {
+// follow gives up an item whose chain is broken, before it is tried. Setbacks is how
+// many have been found.
+func (it *item) follow(setbacks int64) {
 	if it.chain == nil {
 		return
 	}
 	if it.err != nil { // it could not be stored at all
 		it.chain.fail()
-	} else if it.chain.broken {
+	} else if it.chain.broken || it.chain.setbacks != setbacks {
 		it.err, it.statements = ErrBroken, nil
 	}
 }

@@ -29,7 +29,7 @@ func TestChain(t *testing.T) {
 		s.Submit("test", b, c, true, func(affected []int64, err error) { done <- result{affected, err} })
 		return <-done
 	}
-	one, other := new(store.Chain), new(store.Chain)
+	one, other := s.Chain(), s.Chain()
 	if r := submit(store.Join(put("1"), new(store.Batch), put("2")), one); r.err != nil || !slices.Equal(r.affected, []int64{1, 1}) {
 		t.Fatalf("a good change: %+v", r)
 	}
@@ -39,7 +39,7 @@ func TestChain(t *testing.T) {
 	if r := submit(put("4"), one); !errors.Is(r.err, store.ErrBroken) {
 		t.Errorf("a change after it: %v", r.err)
 	}
-	for key, c := range map[string]*store.Chain{"5": other, "6": nil, "7": new(store.Chain)} {
+	for key, c := range map[string]*store.Chain{"5": other, "6": nil, "7": s.Chain()} {
 		if r := submit(put(key), c); r.err != nil {
 			t.Errorf("a change of another chain: %v", r.err)
 		}

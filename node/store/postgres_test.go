@@ -38,6 +38,7 @@ func TestPostgres(t *testing.T) {
 	})
 	t.Run("explained", func(t *testing.T) { testPostgresErrors(t, server.URL) })
 	t.Run("mailboxes", func(t *testing.T) { testMailboxes(t, server) })
+	t.Run("chained", func(t *testing.T) { testChained(t, store.Config{URL: server.URL, Owner: "chained"}) })
 	t.Run("lost", func(t *testing.T) { testLost(t, server) })
 }
 
@@ -85,6 +86,28 @@ func testPostgresErrors(t *testing.T, good string) {
 				t.Errorf("the error has the password: %v", err)
 			}
 		})
+	}
+}
+
+// What is on a chain waits for the disk of the server, durable or not.
+func testChained(t *testing.T, c store.Config) {
+	s := open(t, c)
+	defer s.Close()
+	for key, test := range map[string]struct {
+		chain *store.Chain
+		want  string
+	}{"chained": {s.Chain(), "on"}, "alone": {nil, "off"}} {
+		var b store.Batch
+		b.Add(`INSERT INTO documents (owner, bucket, key, value) VALUES ($1, $2, $3, convert_to(current_setting('synchronous_commit'), 'UTF8'))`,
+			s.Owner(), []byte("modes"), []byte(key))
+		done := make(chan error, 1)
+		s.Submit("test", &b, test.chain, false, func(_ []int64, err error) { done <- err })
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if mode, err := s.Get(t.Context(), "modes", key); string(mode) != test.want || err != nil {
+			t.Errorf("%s: synchronous_commit is %q, %v; want %q", key, mode, err, test.want)
+		}
 	}
 }
 

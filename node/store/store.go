@@ -19,14 +19,17 @@
 // need not be durable wait up to 50 ms for one that must be; failing that they
 // are committed without an fsync (SQLite: synchronous=NORMAL; PostgreSQL:
 // synchronous_commit=off), which survives the end of the process, and any later
-// durable commit makes them durable as well. All is committed in the order given.
+// durable commit makes them durable as well. With PostgreSQL, what is on a [Chain]
+// waits for the disk in any case. All is committed in the order given.
 //
 // # Failures
 //
 // A transaction that fails gives its error to all of its changes and leaves
 // nothing behind; the next is tried afresh. A lost connection to PostgreSQL is
 // made anew for up to 30 s. If it was lost during COMMIT, the number of the
-// transaction, which is written within it, tells whether it came through.
+// transaction, which is written within it, tells whether it came through. It also
+// tells if a database comes back without changes that it had confirmed (a standby
+// that lagged behind): then the transaction in hand fails, and all chains do.
 package store
 
 import (
@@ -35,6 +38,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -70,6 +74,8 @@ type Store struct {
 	queue   *queue
 	loops   sync.WaitGroup
 	close   func() error
+
+	setbacks atomic.Int64 // how often the database was found without what it had confirmed
 }
 
 // Open opens the database, and makes or upgrades its tables. A second process
@@ -107,7 +113,7 @@ func start(ctx context.Context, d dialect, c Config) (*Store, error) {
 		return nil, errors.Join(failure(d, "open the database", err), db.Close())
 	}
 	s := &Store{db: db, dialect: d, owner: owner, queue: newQueue(maxQueue)}
-	w := &writer{db: db, dialect: d, owner: owner, first: batch, last: batch, log: c.Log}
+	w := &writer{db: db, dialect: d, owner: owner, first: batch, last: batch, safe: batch, setbacks: &s.setbacks, log: c.Log}
 	s.loops.Go(func() { w.run(s.queue) })
 	s.loops.Go(s.queue.notify)
 	s.close = sync.OnceValue(func() error {

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -46,7 +48,8 @@ type runner interface {
 
 // The statements of transactions. The numbers of those of one writer count up
 // from one chosen at random: what lies between is its own, and else another
-// process has claimed the owner since.
+// process has claimed the owner since. One below the last that was committed
+// durably is of a database that has lost what it confirmed.
 const (
 	addOwner  = `INSERT INTO owners (agent, batch) VALUES ($1, 0) ON CONFLICT DO NOTHING`
 	takeOwner = `UPDATE owners SET batch = $2 WHERE agent = $1`
@@ -86,9 +89,11 @@ type writer struct {
 	conn   *sql.Conn // nil: to be made
 	runner runner    // on conn
 
-	first, last int64 // numbers of transactions: claimed at Open; last used
-	lost        bool  // the last attempt found no database
-	forlorn     bool  // nor was there one for as long as patience lasts
+	first, last int64         // numbers of transactions: claimed at Open; last used
+	safe        int64         // of the last one known to be on the disk
+	setbacks    *atomic.Int64 // how often the database was found behind safe
+	lost        bool          // the last attempt found no database
+	forlorn     bool          // nor was there one for as long as patience lasts
 }
 
 // run commits until the queue is closed and empty.
@@ -112,11 +117,17 @@ func (w *writer) run(q *queue) {
 // commit makes one transaction of a batch and sets the errors of its items.
 func (w *writer) commit(batch []item, durable bool) {
 	for i := range batch {
-		batch[i].follow()
+		batch[i].follow(w.setbacks.Load())
+	}
+	if w.dialect.patience() > 0 { // a database that is lost may come back without its last commits
+		durable = durable || slices.ContainsFunc(batch, func(it item) bool { return it.chain != nil })
 	}
 	w.last++
 	err := w.persist(batch, durable)
 	if err == nil {
+		if durable {
+			w.safe = w.last
+		}
 		return
 	}
 	err = failure(w.dialect, "commit to the database", err)
@@ -212,7 +223,7 @@ func (w *writer) disconnect() error {
 }
 
 func (w *writer) transact(ctx context.Context, batch []item, durable bool) error {
-	number := statement{sql: numberBatch, args: []any{w.owner, w.last, w.first, w.last - 1}}
+	number := statement{sql: numberBatch, args: []any{w.owner, w.last, w.safe, w.last - 1}}
 	var sts []*statement
 	for _, st := range w.dialect.begin(durable) {
 		sts = append(sts, &st)
@@ -238,18 +249,32 @@ func (w *writer) transact(ctx context.Context, batch []item, durable bool) error
 	return w.runner.run(ctx, []*statement{{sql: "COMMIT"}})
 }
 
-// recover is for a transaction that may not have its number: either it came
-// through in an earlier attempt, or this process may not write any more.
+// recover is for a transaction that may not have its number: it came through in
+// an earlier attempt, or the database went back to an older state, or this process
+// may not write any more.
 func (w *writer) recover(ctx context.Context) error {
 	var found int64
 	if err := w.conn.QueryRowContext(ctx, findBatch, w.owner).Scan(&found); err != nil {
 		return err
 	}
-	if found != w.last {
-		return wire.Errorf(wire.Denied, "another process has opened this database for the same agent").
-			WithHint("Only one node may run with an identity: stop one of the two, and start this one again.")
+	switch {
+	case found == w.last:
+		return w.runner.run(ctx, []*statement{{sql: "ROLLBACK"}})
+	case w.first <= found && found < w.safe:
+		return w.setback(found)
 	}
-	return w.runner.run(ctx, []*statement{{sql: "ROLLBACK"}})
+	return wire.Errorf(wire.Denied, "another process has opened this database for the same agent").
+		WithHint("Only one node may run with an identity: stop one of the two, and start this one again.")
+}
+
+// setback goes on from the older state that the database is in. What the batch in
+// hand presupposes may be lost, and so it fails; so do all chains of before.
+func (w *writer) setback(found int64) error {
+	w.log.Error("the database went back to an older state: changes that it had confirmed are lost", zap.Int64("transactions", w.safe-found))
+	w.safe = found
+	w.setbacks.Add(1)
+	return wire.Errorf(wire.Internal, "the database went back to an older state: it has lost changes that it had confirmed").
+		WithHint("A standby that takes over for PostgreSQL must have all commits (synchronous_standby_names), and a backup is put back while the node is stopped.")
 }
 
 // judge sets the error of an item that had to add a row and did not.

@@ -235,6 +235,101 @@ func (r watchedRunner) run(ctx context.Context, sts []*statement) error {
 	return r.runner.run(ctx, sts)
 }
 
+// losable is a database that this process may outlive.
+type losable struct{ watched }
+
+func (losable) patience() time.Duration { return time.Minute }
+
+// What is on a chain is on the disk before it is confirmed, if the database may
+// come back without its last commits while this process builds on them.
+func TestChainDurable(t *testing.T) {
+	t.Parallel()
+	modes := make(chan int, 1)
+	for name, test := range map[string]struct {
+		dialect      dialect
+		chain, alone int // PRAGMA synchronous
+	}{
+		"ends with this process": {watched{modes: modes}, 1, 1},
+		"may be outlived":        {losable{watched{modes: modes}}, 2, 1},
+	} {
+		s := openWith(t, test.dialect)
+		for _, tc := range []struct {
+			chain *Chain
+			want  int
+		}{{s.Chain(), test.chain}, {nil, test.alone}} {
+			if err := submit(s, tc.chain, false, delivery.SaveSession{}); err != nil {
+				t.Fatal(err)
+			}
+			if got := <-modes; got != tc.want {
+				t.Errorf("%s, on a chain %t: synchronous = %d, want %d", name, tc.chain != nil, got, tc.want)
+			}
+		}
+	}
+}
+
+// submit gives a change as a batch, and waits.
+func submit(s *Store, chain *Chain, durable bool, c delivery.Change) error {
+	it := s.translate(c)
+	done := make(chan error, 1)
+	s.Submit("test", &Batch{item: it}, chain, durable, func(_ []int64, err error) { done <- err })
+	return <-done
+}
+
+// A database that comes back without what it had confirmed, as a standby that
+// lagged behind: the change in hand fails, and every chain that was made before, so
+// that nothing builds on what is lost.
+func TestSetback(t *testing.T) {
+	t.Parallel()
+	s := openWith(t, sqliteDialect{})
+	old, other := s.Chain(), s.Chain()
+	for n := range uint64(5) {
+		if err := submit(s, old, true, enqueued(n+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goBack(t, s, 2)
+	if err := try(s, enqueued(6)); !errors.Is(err, wire.Internal) || last(t, s) != 5 {
+		t.Errorf("Commit to an older state: %v, last %d", err, last(t, s))
+	}
+	for _, c := range []*Chain{old, other} {
+		if err := submit(s, c, true, enqueued(7)); !errors.Is(err, ErrBroken) {
+			t.Errorf("a chain of before: %v", err)
+		}
+	}
+	if err := submit(s, s.Chain(), true, enqueued(6)); err != nil || last(t, s) != 6 {
+		t.Errorf("a chain made after: %v, last %d", err, last(t, s))
+	}
+	goBack(t, s, 1)
+	if err := try(s, enqueued(7)); !errors.Is(err, wire.Internal) {
+		t.Errorf("Commit to an older state again: %v", err)
+	}
+}
+
+// What nobody was promised may be lost: that is no failure.
+func TestSetbackOfWhatWasNotDurable(t *testing.T) {
+	t.Parallel()
+	s := openWith(t, sqliteDialect{})
+	chain := s.Chain()
+	for n := range uint64(5) {
+		if err := submit(s, nil, n == 2, enqueued(n+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	goBack(t, s, 2)
+	if err := submit(s, chain, true, enqueued(6)); err != nil {
+		t.Error(err)
+	}
+}
+
+// goBack has the database be as it was before its last transactions, as far as
+// their numbers tell.
+func goBack(t *testing.T, s *Store, transactions int) {
+	t.Helper()
+	if _, err := s.db.ExecContext(t.Context(), "UPDATE owners SET batch = batch - $1", transactions); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Deleted messages leave pages free, which return to the file system.
 func TestTidy(t *testing.T) {
 	t.Parallel()
