@@ -177,6 +177,7 @@ func (n auditAPI) Verify(ctx context.Context, r *openmeshv1.VerifyAuditRequest) 
 	resp := &openmeshv1.VerifyAuditResponse{
 		Ok: report.OK, Entries: report.Entries, Root: hex.EncodeToString(report.Root[:]), Pruned: report.Pruned,
 		Checkpoints: uint32(report.Checkpoints), Agent: string(report.Agent), ElapsedMs: millis(time.Since(began)),
+		Expired: uint32(report.Expired),
 	}
 	if report.Bad != nil {
 		resp.Bad = &openmeshv1.AuditFault{Index: report.Bad.Index, Reason: report.Bad.Reason}

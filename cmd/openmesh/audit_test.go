@@ -51,8 +51,8 @@ func TestAuditCommands(t *testing.T) {
 		{name: "show nothing", args: "show last", err: `INDEX "last": want a number`, exit: exitUsage},
 		{
 			name: "verify", args: "verify", procedure: "Verify",
-			answers: []any{connect.NewResponse(&openmeshv1.VerifyAuditResponse{Ok: true, Entries: 40, Root: "00ff", Checkpoints: 2, Pruned: 1, Agent: testAgent})},
-			asked:   &openmeshv1.VerifyAuditRequest{}, out: `(?s)entries\t40\nroot\t00ff\ncheckpoints\t2 compared\npruned\t1 originals.*verdict\tok\n$`, err: `^$`,
+			answers: []any{connect.NewResponse(&openmeshv1.VerifyAuditResponse{Ok: true, Entries: 40, Root: "00ff", Checkpoints: 2, Expired: 1, Pruned: 1, Agent: testAgent})},
+			asked:   &openmeshv1.VerifyAuditRequest{}, out: `(?s)entries\t40\nroot\t00ff\ncheckpoints\t2 compared\nexpired\t1 checkpoints.*\npruned\t1 originals.*verdict\tok\n$`, err: `^$`,
 		},
 		{
 			name: "verify what was changed", args: "--json verify", procedure: "Verify",

@@ -102,6 +102,9 @@ func (p *program) verified(res *openmeshv1.VerifyAuditResponse) error {
 		pairs := []string{
 			"log of", res.Agent, "entries", fmt.Sprint(res.Entries), "root", res.Root, "checkpoints", fmt.Sprintf("%d compared", res.Checkpoints),
 		}
+		if res.Expired > 0 {
+			pairs = append(pairs, "expired", fmt.Sprintf("%d checkpoints, signed when the certificate had expired", res.Expired))
+		}
 		if res.Pruned > 0 {
 			pairs = append(pairs, "pruned", fmt.Sprintf("%d originals, which audit.retention has removed", res.Pruned))
 		}

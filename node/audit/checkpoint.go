@@ -65,7 +65,8 @@ func (c *Checkpoint) String() string { return string(c.raw) }
 func (c *Checkpoint) Digest() [sha256.Size]byte { return sha256.Sum256(c.raw) }
 
 // Checkpoint signs the log as it is in the database, and stores the checkpoint
-// before it returns: this agent, too, will compare with it.
+// before it returns: this agent, too, will compare with it. With a certificate that
+// has expired it signs nothing: the error is [wire.KeyExpired].
 func (l *Log) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 	l.mu.Lock()
 	t := l.committed
@@ -89,7 +90,7 @@ func (l *Log) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 
 // Promise signs the log as it is in the database, and adds to b that the checkpoint
 // is stored. Nobody may be given it before b is committed: so what is signed with it
-// needs no transaction more than its own.
+// needs no transaction more than its own. Errors are those of Checkpoint.
 func (l *Log) Promise(b *store.Batch) (*Checkpoint, error) {
 	l.mu.Lock()
 	t := l.committed
@@ -100,6 +101,9 @@ func (l *Log) Promise(b *store.Batch) (*Checkpoint, error) {
 
 func (l *Log) sign(b *store.Batch, t tree, key crypto.PrivKey, cert *identity.Certificate) (*Checkpoint, error) {
 	c := &Checkpoint{Agent: l.cfg.Agent, Size: t.size, Root: t.root(), At: time.Now().UTC().Truncate(time.Millisecond), Certificate: cert}
+	if err := cert.Valid(c.At); err != nil {
+		return nil, wire.Errorf(wire.KeyExpired, "make a checkpoint: %w", err).WithHint("make a new certificate with: openmesh key rotate")
+	}
 	if err := c.sign(key); err != nil {
 		return nil, fmt.Errorf("make a checkpoint: %w", err)
 	}
@@ -147,6 +151,19 @@ func ParseCheckpoint(raw []byte) (*Checkpoint, error) {
 // ParseCheckpointBy is ParseCheckpoint for who has another way to parse certificates,
 // which need not verify again what it has verified before.
 func ParseCheckpointBy(raw []byte, certificate func(raw []byte) (*identity.Certificate, error)) (*Checkpoint, error) {
+	c, err := parseUndated(raw, certificate)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Certificate.Valid(c.At); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// parseUndated is ParseCheckpointBy save that the certificate need not have been
+// valid at the time.
+func parseUndated(raw []byte, certificate func(raw []byte) (*identity.Certificate, error)) (*Checkpoint, error) {
 	if len(raw) > MaxCheckpoint {
 		return nil, wire.Errorf(wire.TooLarge, "checkpoint of %d bytes, at most %d", len(raw), MaxCheckpoint)
 	}
@@ -157,9 +174,6 @@ func ParseCheckpointBy(raw []byte, certificate func(raw []byte) (*identity.Certi
 	}
 	c, err := parseBody(lines, certificate)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.Certificate.Valid(c.At); err != nil {
 		return nil, err
 	}
 	if c.Certificate.Agent != c.Agent {

@@ -184,8 +184,8 @@ func ReadExport(r io.Reader, f func(*Entry) error, against ...[]byte) (Report, e
 		return v.finish(0), nil
 	}
 	v.report.Agent = c.Agent
-	v.claims = []claim{{c, "of the export"}}
-	v.compareWith("that others hold", against)
+	v.claims = []claim{{c, ofExport}}
+	v.compareWith(heldElsewhere, against)
 	if err := v.fail(in.all(v, f)); err != nil {
 		return v.report, err
 	}

@@ -20,6 +20,7 @@ type Report struct {
 	Bad         *Fault // the first thing that is wrong; nil if nothing is
 	Pruned      uint64 // entries whose payloads are gone; their hashes are in the tree
 	Checkpoints int    // that were compared
+	Expired     int    // of the agent's own: signed when their certificate had expired, which others refuse
 }
 
 // Fault is something wrong with a log.
@@ -52,8 +53,8 @@ func (l *Log) Verify(ctx context.Context, against ...[]byte) (Report, error) {
 	if err != nil {
 		return v.report, err
 	}
-	v.compareWith("that this agent stored", own)
-	v.compareWith("that others hold", against)
+	v.compareWith(storedHere, own)
+	v.compareWith(heldElsewhere, against)
 	err = l.each(ctx, 0, maxIndex, func(s *stored) error {
 		if fault := v.entry(s); fault != nil {
 			return fault
@@ -79,6 +80,13 @@ func (l *Log) checkpoints(ctx context.Context) (texts [][]byte, err error) {
 	return texts, err
 }
 
+// Where checkpoints are from.
+const (
+	storedHere    = "that this agent stored"
+	heldElsewhere = "that others hold"
+	ofExport      = "of the export"
+)
+
 // claim is what a checkpoint says, and where it is from.
 type claim struct {
 	*Checkpoint
@@ -94,7 +102,8 @@ type verification struct {
 }
 
 // compareWith adds checkpoints to compare with. One that is not what it claims to
-// be is a fault, unless there was one before.
+// be is a fault, unless there was one before. One that this agent signed and kept too
+// late is none: its root is the agent's word all the same.
 func (v *verification) compareWith(from string, texts [][]byte) {
 	known := make(map[string]*identity.Certificate)
 	certificate := func(raw []byte) (c *identity.Certificate, err error) {
@@ -106,7 +115,14 @@ func (v *verification) compareWith(from string, texts [][]byte) {
 		return c, err
 	}
 	for i, text := range texts {
-		c, err := ParseCheckpointBy(text, certificate)
+		c, err := parseUndated(text, certificate)
+		if err == nil && c.Certificate.Valid(c.At) != nil {
+			if from == storedHere {
+				v.report.Expired++
+			} else {
+				err = c.Certificate.Valid(c.At)
+			}
+		}
 		switch {
 		case err != nil:
 			v.fault(faultf(0, "checkpoint %d of those %s is forged or damaged: %v", i+1, from, err))

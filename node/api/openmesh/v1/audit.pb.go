@@ -416,9 +416,12 @@ type VerifyAuditResponse struct {
 	// Entries whose originals retention has removed; their hashes are in the tree.
 	Pruned uint64 `protobuf:"varint,5,opt,name=pruned,proto3" json:"pruned,omitempty"`
 	// Checkpoints that were compared.
-	Checkpoints   uint32  `protobuf:"varint,6,opt,name=checkpoints,proto3" json:"checkpoints,omitempty"`
-	Agent         string  `protobuf:"bytes,7,opt,name=agent,proto3" json:"agent,omitempty"`
-	ElapsedMs     float64 `protobuf:"fixed64,8,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	Checkpoints uint32  `protobuf:"varint,6,opt,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	Agent       string  `protobuf:"bytes,7,opt,name=agent,proto3" json:"agent,omitempty"`
+	ElapsedMs   float64 `protobuf:"fixed64,8,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	// Checkpoints that this agent signed when its certificate had expired. They are
+	// compared like the others; who is given one refuses it.
+	Expired       uint32 `protobuf:"varint,9,opt,name=expired,proto3" json:"expired,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -505,6 +508,13 @@ func (x *VerifyAuditResponse) GetAgent() string {
 func (x *VerifyAuditResponse) GetElapsedMs() float64 {
 	if x != nil {
 		return x.ElapsedMs
+	}
+	return 0
+}
+
+func (x *VerifyAuditResponse) GetExpired() uint32 {
+	if x != nil {
+		return x.Expired
 	}
 	return 0
 }
@@ -1006,7 +1016,7 @@ const file_openmesh_v1_audit_proto_rawDesc = "" +
 	"\apayload\x18\r \x01(\fR\apayload\"F\n" +
 	"\x12VerifyAuditRequest\x12\x18\n" +
 	"\aagainst\x18\x01 \x03(\tR\aagainst\x12\x16\n" +
-	"\x06export\x18\x02 \x01(\tR\x06export\"\xed\x01\n" +
+	"\x06export\x18\x02 \x01(\tR\x06export\"\x87\x02\n" +
 	"\x13VerifyAuditResponse\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\x04R\aentries\x12\x12\n" +
@@ -1016,7 +1026,8 @@ const file_openmesh_v1_audit_proto_rawDesc = "" +
 	"\vcheckpoints\x18\x06 \x01(\rR\vcheckpoints\x12\x14\n" +
 	"\x05agent\x18\a \x01(\tR\x05agent\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\b \x01(\x01R\telapsedMs\":\n" +
+	"elapsed_ms\x18\b \x01(\x01R\telapsedMs\x12\x18\n" +
+	"\aexpired\x18\t \x01(\rR\aexpired\":\n" +
 	"\n" +
 	"AuditFault\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
