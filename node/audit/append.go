@@ -1,10 +1,13 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
 	"math"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -20,13 +23,21 @@ const (
 	selectHashes = `SELECT hashes FROM audit_entries WHERE owner = $1 AND idx = $2`
 )
 
-// maxAgain bounds the notes that wait for a database that can be written again.
-const maxAgain = 8192
+const (
+	// maxPending bounds the notes that are not in the database yet, in bytes: beyond it
+	// nobody may note more.
+	maxPending = 64 << 20
+
+	// Notes go to the store in pieces of at most so many and so many bytes, or of one:
+	// it refuses a change that is too large.
+	pieceEntries = 512
+	pieceBytes   = 4 << 20
+)
 
 // submit gives entries their indexes and a batch with them to the store; l.mu is
-// held. The store does not need l.mu to make room. A nil done is of notes, which
-// nobody waits for: they are not durable, and kept if that fails.
-func (l *Log) submit(doing string, b *store.Batch, entries []Entry, done func([]int64, error)) (first uint64) {
+// held. The store does not need l.mu to make room. Done is told what became of it,
+// while l.mu is held.
+func (l *Log) submit(doing string, b *store.Batch, entries []Entry, durable bool, done func([]int64, error)) (first uint64) {
 	first = l.given.size
 	var rows store.Batch
 	for i := range entries {
@@ -39,13 +50,8 @@ func (l *Log) submit(doing string, b *store.Batch, entries []Entry, done func([]
 	}
 	after := l.given
 	l.flying++
-	l.db.Submit(doing, store.Join(b, &rows), l.chain, done != nil, func(affected []int64, err error) {
-		if done == nil {
-			l.land(after, err, entries)
-			return
-		}
-		l.land(after, err, nil)
-		done(affected, err)
+	l.db.Submit(doing, store.Join(b, &rows), l.chain, durable, func(affected []int64, err error) {
+		l.land(after, err, func() { done(affected, err) })
 	})
 	return first
 }
@@ -65,29 +71,66 @@ func row(owner any, e *Entry, hashes []Hash) []any {
 }
 
 // land hears what became of a change. The store tells it of all, in their order.
-// Notes of a change that failed are kept before anybody can go on.
-func (l *Log) land(after tree, err error, notes []Entry) {
+// Done may keep its notes before anybody can go on.
+func (l *Log) land(after tree, err error, done func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flying--
 	if err != nil {
 		l.broken = true
-		l.keep(notes)
 	} else {
 		l.committed = after
 	}
+	done()
 	l.landed.Broadcast()
 }
 
-// note submits entries that nobody waits for; l.mu is held.
+// note submits entries that nobody waits for; l.mu is held. They are not durable, and
+// kept if that fails.
 func (l *Log) note(entries []Entry) {
-	l.submit("record in the audit log", new(store.Batch), entries, nil)
+	for p := range pieces(entries) {
+		l.submit("record in the audit log", new(store.Batch), p, false, func(_ []int64, err error) {
+			if err != nil {
+				l.keep(p)
+				return
+			}
+			l.pending -= weight(p)
+		})
+	}
+}
+
+// pieces cuts entries into what one change takes.
+func pieces(entries []Entry) iter.Seq[[]Entry] {
+	return func(yield func([]Entry) bool) {
+		for len(entries) > 0 {
+			n, bytes := 1, weight(entries[:1])
+			for ; n < min(len(entries), pieceEntries); n++ {
+				if bytes += weight(entries[n : n+1]); bytes > pieceBytes {
+					break
+				}
+			}
+			if !yield(entries[:n:n]) {
+				return
+			}
+			entries = entries[n:]
+		}
+	}
+}
+
+// weight is about what entries take in memory, in bytes.
+func weight(entries []Entry) (n int) {
+	for i := range entries {
+		e := &entries[i]
+		n += 512 + len(e.Payload) + len(e.Note)
+	}
+	return n
 }
 
 // keep holds entries for when the log can be written again; l.mu is held.
 func (l *Log) keep(entries []Entry) {
-	if l.ended && len(entries) > 0 {
+	if l.ended {
 		l.cfg.Log.Error("entries of the audit log are lost: the database could not be written", zap.Int("entries", len(entries)))
+		l.pending -= weight(entries)
 		return
 	}
 	l.again = append(l.again, entries...)
@@ -110,18 +153,21 @@ func (l *Log) mend(ctx context.Context) error {
 }
 
 // repeat records notes again whose change failed, save those that turn out to be
-// there: the connection may have been lost after COMMIT.
+// there: the connection may have been lost after COMMIT. Those that had an index come
+// first, for the others were noted after them.
 func (l *Log) repeat() {
-	var missing []Entry
-	for _, e := range l.again {
-		if e.Hash == (Hash{}) || e.Index >= l.given.size {
-			missing = append(missing, e)
+	place := func(e Entry) uint64 {
+		if e.Hash == (Hash{}) {
+			return maxIndex
 		}
+		return e.Index
 	}
+	l.pending -= weight(l.again)
+	missing := slices.DeleteFunc(l.again, func(e Entry) bool { return place(e) < l.given.size })
+	slices.SortStableFunc(missing, func(a, b Entry) int { return cmp.Compare(place(a), place(b)) })
 	l.again = nil
-	if len(missing) > 0 {
-		l.note(missing)
-	}
+	l.pending += weight(missing)
+	l.note(missing)
 	l.landed.Broadcast()
 }
 

@@ -69,8 +69,9 @@ type Log struct {
 	chain     *store.Chain // of changes given to the store
 	broken    bool         // one of them failed
 	flying    int          // changes whose outcome is not known
-	landed    sync.Cond    // flying fell, or again
-	again     []Entry      // notes of changes that failed; at most maxAgain
+	landed    sync.Cond    // flying fell, or pending
+	again     []Entry      // notes of changes that failed, and what came while they did
+	pending   int          // bytes of notes that are not in the database, those included
 	ended     bool         // nobody tries again by itself
 }
 
@@ -150,7 +151,7 @@ func (l *Log) try(ctx context.Context, doing string, b *store.Batch, entries []E
 		return 0, nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	done := make(chan result, 1)
-	first = l.submit(doing, b, entries, func(affected []int64, err error) { done <- result{affected, err} })
+	first = l.submit(doing, b, entries, true, func(affected []int64, err error) { done <- result{affected, err} })
 	l.mu.Unlock()
 	select {
 	case r := <-done:
@@ -163,8 +164,8 @@ func (l *Log) try(ctx context.Context, doing string, b *store.Batch, entries []E
 // Note records entries that nobody was promised. They are in the database within
 // 50 ms and survive the end of the process from then on; the next Commit makes them
 // survive a power failure. It does not wait for the disk, save while the store's
-// queue is full, or while so many entries could not be written (the disk is full)
-// that there is no room to keep more. A payload that is too large is kept as its
+// queue is full, or while 64 MiB of notes wait for a database that cannot be written
+// (the disk is full). A payload that is too large is kept as its
 // hash.
 func (l *Log) Note(entries ...Entry) {
 	sealed := append([]Entry(nil), entries...)
@@ -180,9 +181,10 @@ func (l *Log) Note(entries ...Entry) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.again) >= maxAgain && !l.ended {
+	for l.pending >= maxPending && !l.ended {
 		l.landed.Wait()
 	}
+	l.pending += weight(sealed)
 	if l.broken {
 		l.keep(sealed)
 		return

@@ -16,21 +16,29 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// expired is a log with one entry, of an agent whose certificate has expired.
-func expired(t *testing.T) (*Log, *protocoltest.Agent) {
+// newLog is a log in a database of its own, which is at path.
+func newLog(t *testing.T, agent *protocoltest.Agent) (l *Log, path string) {
 	t.Helper()
-	agent := protocoltest.NewAgent(t, identity.MaxRealm, time.Now().Add(-48*time.Hour))
-	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "openmesh.db"), Owner: string(agent.Agent)})
+	path = filepath.Join(t.TempDir(), "openmesh.db")
+	db, err := store.Open(t.Context(), store.Config{Path: path, Owner: string(agent.Agent)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	l, err := Open(t.Context(), Config{
+	l, err = Open(t.Context(), Config{
 		DB: db, Agent: agent.Agent, Signer: func() (crypto.PrivKey, *identity.Certificate) { return agent.Host, agent.Certificate },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l, path
+}
+
+// expired is a log with one entry, of an agent whose certificate has expired.
+func expired(t *testing.T) (*Log, *protocoltest.Agent) {
+	t.Helper()
+	agent := protocoltest.NewAgent(t, identity.MaxRealm, time.Now().Add(-48*time.Hour))
+	l, _ := newLog(t, agent)
 	if _, _, err := l.Commit(t.Context(), "test", nil, Entry{Kind: "market.accept", Direction: Sent}); err != nil {
 		t.Fatal(err)
 	}
