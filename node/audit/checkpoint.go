@@ -29,6 +29,7 @@ const (
 
 	insertCheckpoint  = `INSERT INTO audit_checkpoints (owner, size, at, text) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
 	selectCheckpoints = `SELECT text FROM audit_checkpoints WHERE owner = $1 ORDER BY size, at`
+	selectSizes       = `SELECT DISTINCT size FROM audit_checkpoints WHERE owner = $1 AND size > $2 AND size < $3 ORDER BY size`
 	selectNewest      = `SELECT text FROM audit_checkpoints WHERE owner = $1 ORDER BY size DESC, at DESC LIMIT 1`
 )
 
@@ -124,6 +125,17 @@ func (l *Log) newest(ctx context.Context) (*Checkpoint, error) {
 		return nil, nil
 	}
 	return c, nil
+}
+
+// sizes are those of the checkpoints over more entries than from and less than to.
+func (l *Log) sizes(ctx context.Context, from, to uint64) (sizes []uint64, err error) {
+	err = l.db.Query(ctx, "read checkpoints", func(rows *sql.Rows) error {
+		var size int64
+		err := rows.Scan(&size)
+		sizes = append(sizes, uint64(size))
+		return err
+	}, selectSizes, l.db.Owner(), position(from), position(to))
+	return sizes, err
 }
 
 func (c *Checkpoint) sign(key crypto.PrivKey) error {

@@ -30,7 +30,8 @@ import (
 // must give. An entry has all of its fields, its leaf hash, and the payload in
 // base64 if it was there. Entries that were not asked for are their perfect
 // subtrees' hashes, largest first as they fit: who reads the file learns nothing of
-// them, and still that nothing was left out between.
+// them, and still that nothing was left out between. Such a line ends at the size of
+// each checkpoint that the agent signed, so that who holds one can compare it.
 
 // Format names the format of exports.
 const Format = "openmesh-audit/1"
@@ -150,6 +151,20 @@ func (x *exporter) omit(ctx context.Context, to uint64) error {
 	if x.next >= to {
 		return nil
 	}
+	sizes, err := x.log.sizes(ctx, x.next, to)
+	if err != nil {
+		return err
+	}
+	for _, size := range append(sizes, to) {
+		if err := x.hashes(ctx, size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hashes writes a line with the hashes of the entries up to one.
+func (x *exporter) hashes(ctx context.Context, to uint64) error {
 	o := &omitted{From: x.next, To: to}
 	for _, s := range cover(x.next, to) {
 		h, err := x.log.hashOf(ctx, s)
@@ -164,7 +179,9 @@ func (x *exporter) omit(ctx context.Context, to uint64) error {
 
 // ReadExport verifies an exported log while it reads it, and calls f, which may be
 // nil, with every entry that is there and fits. It compares with the checkpoints
-// that others hold, as [Log.Verify] does, where it has all that came before them.
+// that others hold, as [Log.Verify] does. One that falls within entries of which only
+// hashes are there cannot be compared, and that is a fault: the agent that wrote the
+// file could have told the size of each checkpoint that it signed.
 //
 // What is wrong with the log is in the report. Errors are those of r and f, and
 // [wire.Malformed] if this is no export.

@@ -37,7 +37,7 @@ func TestExport(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.fill(100)
-	at60 := b.checkpoint()
+	at100 := b.checkpoint()
 	b.fill(17)
 	for name, test := range map[string]struct {
 		ids     []string
@@ -45,9 +45,9 @@ func TestExport(t *testing.T) {
 		lines   int
 	}{
 		"all":       {nil, 117, 118},
-		"a session": {[]string{"session-1"}, 24, 1 + 24 + 24},
-		"two":       {[]string{"session-1", "ref-2"}, 37, 1 + 37 + 31},
-		"nothing":   {[]string{"no such"}, 0, 2},
+		"a session": {[]string{"session-1"}, 24, 1 + 24 + 24 + 1}, // hashes up to the checkpoint, and from there
+		"two":       {[]string{"session-1", "ref-2"}, 37, 1 + 37 + 31 + 1},
+		"nothing":   {[]string{"no such"}, 0, 3},
 	} {
 		export := b.export(test.ids...)
 		r, notes := read(t, export)
@@ -58,8 +58,10 @@ func TestExport(t *testing.T) {
 			t.Errorf("%s: %d lines, want %d", name, lines, test.lines)
 		}
 	}
-	if r, _ := read(t, b.export(), at60.Bytes()); !r.OK || r.Checkpoints != 2 {
-		t.Errorf("against a checkpoint: %+v", r)
+	for _, ids := range [][]string{nil, {"session-1"}, {"no such"}} {
+		if r, _ := read(t, b.export(ids...), at100.Bytes()); !r.OK || r.Checkpoints != 2 {
+			t.Errorf("of %q against a checkpoint: %+v", ids, r)
+		}
 	}
 	if strings.Contains(b.export("session-1"), "payload 2\"") {
 		t.Error("an export of one session has what was said in another")
@@ -103,6 +105,7 @@ func TestExportTampered(t *testing.T) {
 		"checkpoint":    {strings.Replace(all, `\n40\n`, `\n41\n`, 1), 0, "forged"},
 		"no line":       {lines(all)[0] + "{}\n", 0, "neither"},
 		"rewritten":     {forger.export(), 0, "rewritten"},
+		"hidden":        {forger.export("session-1"), 0, "cannot be compared"},
 	} {
 		r, _ := read(t, test.export, early)
 		if r.OK || r.Bad.Index != test.index || !strings.Contains(r.Bad.Reason, test.reason) {

@@ -189,13 +189,16 @@ func moved(e *Entry) (from uint64, ok bool) {
 	return 0, false
 }
 
-// settle compares the tree with the checkpoints of its size.
+// settle compares the tree with the checkpoints of its size. One that the tree grew
+// past, by hashes of many entries at once, is a fault; what comes after it may tell more.
 func (v *verification) settle() *Fault {
 	for len(v.claims) > 0 && v.claims[0].Size <= v.tree.size {
 		c := v.claims[0]
 		v.claims = v.claims[1:]
 		if c.Size < v.tree.size {
-			continue // within what an export leaves out
+			v.fault(faultf(v.agreed, "a checkpoint %s over %d entries, signed %s, cannot be compared: of those around its end there are only hashes",
+				c.from, c.Size, c.At.Format("2006-01-02 15:04:05")))
+			continue
 		}
 		if c.Root != v.tree.root() {
 			return faultf(v.agreed, "entries from here up to %d were rewritten: a checkpoint %s over %d entries, signed %s, has another root",
@@ -221,8 +224,8 @@ func (v *verification) fail(err error) error {
 func (v *verification) finish(known uint64) Report {
 	r := &v.report
 	r.Entries, r.Root = v.tree.size, v.tree.root()
-	if r.Bad == nil {
-		r.Bad = v.settle()
+	if f := v.settle(); f != nil {
+		r.Bad = f
 	}
 	if size := v.tree.size; r.Bad == nil && len(v.claims) > 0 {
 		c := v.claims[len(v.claims)-1]
