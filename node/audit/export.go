@@ -191,7 +191,7 @@ func ReadExport(r io.Reader, f func(*Entry) error, against ...[]byte) (Report, e
 	if err != nil && !errors.Is(err, io.EOF) {
 		return Report{}, err
 	}
-	if err != nil || first.Format != Format {
+	if err != nil || first.Format != Format || first.Entry != nil || first.Hashes != nil {
 		return Report{}, wire.Errorf(wire.Malformed, "this is no exported audit log of the format %s", Format)
 	}
 	v := &verification{}
@@ -217,7 +217,7 @@ func ReadExport(r io.Reader, f func(*Entry) error, against ...[]byte) (Report, e
 // importer reads the lines of an export.
 type importer struct{ in *bufio.Reader }
 
-// line reads the next; io.EOF at the end.
+// line reads the next, which is one document and nothing else; io.EOF at the end.
 func (r *importer) line() (*line, error) {
 	var b []byte
 	for {
@@ -238,8 +238,11 @@ func (r *importer) line() (*line, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	var l line
-	if err := d.Decode(&l); err != nil {
-		return nil, wire.Errorf(wire.Malformed, "read an exported audit log: %w", err)
+	if err := d.Decode(&l); err != nil { // of an empty line, io.EOF, which is not the end
+		return nil, wire.Errorf(wire.Malformed, "read an exported audit log: a line is no document: %v", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, wire.Errorf(wire.Malformed, "read an exported audit log: a line has more than a document")
 	}
 	return &l, nil
 }
@@ -264,12 +267,13 @@ func (r *importer) all(v *verification, f func(*Entry) error) error {
 
 func (v *verification) line(l *line, f func(*Entry) error) error {
 	switch {
-	case l.Hashes != nil && l.Entry == nil && l.Format == "":
+	case l.Format != "" || l.Checkpoint != "":
+	case l.Hashes != nil && l.Entry == nil:
 		if fault := v.skip(l.Hashes); fault != nil {
 			return fault
 		}
 		return nil
-	case l.Entry != nil && l.Hashes == nil && l.Format == "":
+	case l.Entry != nil && l.Hashes == nil:
 		e, fault := l.Entry.entry(v.tree.size)
 		if fault == nil {
 			fault = v.entry(&stored{Entry: e})

@@ -103,6 +103,7 @@ func TestExportTampered(t *testing.T) {
 		"hash":          {strings.Replace(some, `"subtrees":["`+hashesOf(some), `"subtrees":["`+strings.Repeat("0", 64), 1), 0, "another root"},
 		"more":          {all + lines(other.export())[40], 40, "missing"},
 		"checkpoint":    {strings.Replace(all, `\n40\n`, `\n41\n`, 1), 0, "forged"},
+		"second head":   {strings.Replace(all, `{"entry":`, `{"checkpoint":"x","entry":`, 1), 0, "neither"},
 		"no line":       {lines(all)[0] + "{}\n", 0, "neither"},
 		"rewritten":     {forger.export(), 0, "rewritten"},
 		"hidden":        {forger.export("session-1"), 0, "cannot be compared"},
@@ -112,7 +113,19 @@ func TestExportTampered(t *testing.T) {
 			t.Errorf("%s: %v", name, r.Bad)
 		}
 	}
-	for name, text := range map[string]string{"empty": "", "other": `{"format":"other"}` + "\n", "text": "hello\n", "long": `{"format":"` + strings.Repeat("x", 8<<20)} {
+	head, body, _ := strings.Cut(all, "\n")
+	for name, text := range map[string]string{
+		"empty": "", "other": `{"format":"other"}` + "\n", "text": "hello\n", "long": `{"format":"` + strings.Repeat("x", 8<<20),
+		"text after the head":       head + " hello\n" + body,
+		"document after the head":   head + `{"entry":{}}` + "\n" + body,
+		"text after an entry":       strings.Replace(all, "}}\n", "}} hello\n", 1),
+		"document after an entry":   strings.Replace(all, "}}\n", "}}{}\n", 1),
+		"bracket after an entry":    strings.Replace(all, "}}\n", "}}]\n", 1),
+		"text after the last entry": strings.TrimSuffix(all, "\n") + "hello\n",
+		"head with an entry":        strings.TrimSuffix(head, "}") + `,"entry":{}}` + "\n" + body,
+		"empty line, and text":      all + "\nhello\n",
+		"null":                      "null\n",
+	} {
 		if _, err := audit.ReadExport(strings.NewReader(text), nil); !errors.Is(err, wire.Malformed) && !errors.Is(err, wire.TooLarge) {
 			t.Errorf("%s: %v", name, err)
 		}
