@@ -106,10 +106,11 @@ func TestSpecFile(t *testing.T) {
 func TestUnbuiltOnlyIfNeeded(t *testing.T) {
 	t.Parallel()
 	c := load(t, "identity: {vault_integration: none}\nsession: {qos: at-most-once, persistent: false}\n"+
-		"storage: {url: \"\"}\npolicy: {manifests: []}\nmarket: {proposal_ttl: 2h}\n", nil, nil)
+		"storage: {url: \"\"}\npolicy: {manifests: []}\nmarket: {schemas: mine, proposal_ttl: 2h}\n"+
+		"capabilities: {broadcast_scope: realm, max_broadcast_bytes: 64KiB}\nsignal: {max_message_bytes: 32KiB}\n", nil, nil)
 	got := c.Unbuilt()
-	if len(got) != 1 || !strings.HasPrefix(got[0], "market.proposal_ttl (") || !strings.Contains(got[0], "config.yaml:5:24) has no effect yet: ") {
-		t.Errorf("Unbuilt() = %q, want one sentence on market.proposal_ttl in line 5", got)
+	if len(got) != 1 || !strings.HasPrefix(got[0], "signal.max_message_bytes (") || !strings.Contains(got[0], "config.yaml:7:29) has no effect yet: ") {
+		t.Errorf("Unbuilt() = %q, want one sentence on signal.max_message_bytes in line 7", got)
 	}
 }
 

@@ -51,10 +51,9 @@ func (c *Config) mailboxKeys() []Key {
 func (c *Config) marketKeys() []Key {
 	m := &c.Market
 	return []Key{
-		key("market.schemas", &m.Schemas, form.Path(), "", "Folder with further JSON Schemas; a relative name is under the home.").
-			unbuilt("", "they are kept in the home's folder schemas"),
-		key("market.proposal_ttl", &m.ProposalTTL, form.Duration(time.Minute, 30*form.Day), "24h", "How long a proposal of this agent stands.").
-			unbuilt("", "an offer that does not say stands until the request's deadline"),
+		key("market.schemas", &m.Schemas, form.Path(), "", "Folder of further JSON Schemas, in place of schemas under the home; a relative name is under the home."),
+		key("market.proposal_ttl", &m.ProposalTTL, form.Duration(time.Minute, 30*form.Day), "24h",
+			"How long this agent's first offer in a negotiation stands if it does not say; a later one that does not say keeps the time of the offer before it. The deadline of a request is for first offers: those made in time stand beyond it."),
 		key("market.sell", &m.Sell, form.List(form.SellRule(), 0), "",
 			"What this agent sells by itself, and how: it asks for price, goes down to floor in steps, and has its last word after so many rounds. Handlers in the home's folder automation come first."),
 		key("market.max_open", &m.MaxOpen, form.Integer(1, 1000000), "10000", "Requests of other agents that are kept at once."),

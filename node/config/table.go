@@ -105,10 +105,10 @@ func (c *Config) capabilitiesKeys() []Key {
 		key("capabilities.group_assignment", &p.GroupAssignment, form.OneOf("dynamic"), "dynamic", "How agents come into groups.").
 			unbuilt("", "there are no groups"),
 		key("capabilities.broadcast_scope", &p.BroadcastScope, form.OneOf("domain-limited", "realm"), "domain-limited", "Who gets a broadcast.").
-			unbuilt("", "there are no broadcasts"),
+			unbuilt("realm", "requests for proposals go to all of the realm who listen for the capability, and nothing else is broadcast"),
 		key("capabilities.max", &p.Max, form.Integer(1, 1024), "64", "Capabilities of this agent."),
 		key("capabilities.max_broadcast_bytes", &p.MaxBroadcastBytes, form.Size(form.KiB, form.MiB), "64KiB", "Of a message on a topic.").
-			unbuilt("", "there are no broadcasts"),
+			unbuilt("64KiB", "the limit is 64KiB"),
 	}
 }
 
