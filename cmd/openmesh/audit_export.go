@@ -3,17 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"openmesh/node/api"
 	openmeshv1 "openmesh/node/api/openmesh/v1"
-	"openmesh/protocols/wire"
 )
 
 func newAuditExport(p *program) *cobra.Command {
@@ -59,7 +54,7 @@ func (p *program) export(name string, write func(io.Writer) error) error {
 		}
 		return out.Flush()
 	}
-	size, err := writeWhole(name, write)
+	size, err := replaceFile(name, 0o600, write)
 	if err != nil {
 		return err
 	}
@@ -68,24 +63,4 @@ func (p *program) export(name string, write func(io.Writer) error) error {
 		Bytes int64  `json:"bytes"`
 	}{name, size}
 	return p.showValue(written, func(g *page) { g.text("written to %s (%s)", name, bytesOf(float64(size))) })
-}
-
-// writeWhole writes a file of mode 0600 beside its place, and then puts it there.
-func writeWhole(name string, write func(io.Writer) error) (size int64, err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".openmesh-")
-	if err != nil {
-		return 0, wire.Errorf(wire.InvalidArgument, "write %s: %w", name, err)
-	}
-	defer os.Remove(f.Name()) // gone already if all went well
-	out := bufio.NewWriter(f)
-	failed := write(out)
-	size, err = f.Seek(0, io.SeekCurrent)
-	size += int64(out.Buffered())
-	if err := errors.Join(err, out.Flush(), f.Sync(), f.Close()); failed == nil && err != nil {
-		return 0, fmt.Errorf("write %s: %w", name, err)
-	}
-	if failed != nil {
-		return 0, failed
-	}
-	return size, os.Rename(f.Name(), name)
 }

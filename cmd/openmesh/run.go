@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -171,8 +170,12 @@ type readyLine struct {
 // then to who reads standard output.
 func (p *program) ready(info node.Info, addrsFile string) error {
 	if addrsFile != "" {
-		if err := replaceFile(addrsFile, strings.Join(info.Addrs, "\n")+"\n"); err != nil {
-			return fmt.Errorf("write addresses %s: %w", addrsFile, err)
+		_, err := replaceFile(addrsFile, 0o644, func(w io.Writer) error {
+			_, err := io.WriteString(w, strings.Join(info.Addrs, "\n")+"\n")
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("--addrs-file: %w", err)
 		}
 	}
 	if !p.json && isTerminal(p.out) {
@@ -193,18 +196,4 @@ func (p *program) ready(info node.Info, addrsFile string) error {
 		_, err = p.out.Write(doc)
 	}
 	return err
-}
-
-// replaceFile writes a file in one step: who waits for it never reads half.
-func replaceFile(name, text string) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".addrs-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already if all went well
-	_, err = f.WriteString(text)
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
 }
