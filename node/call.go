@@ -162,15 +162,17 @@ func (n *Node) checkCall(r *openmeshv1.CallRequest) error {
 	}
 	switch {
 	case len(r.Within) > 0 || len(r.AvoidDomains) > 0:
-		return unsupported("constraints on the path")
+		return unsupported("the path cannot be kept within jurisdictions, or away from domains").
+			WithHint("nothing was sent. Leave that out, and choose yourself: the provider by discover --jurisdiction or --domain, the relays by --through")
 	case r.Class != "" || r.Multipath > 1:
-		return unsupported("a choice of path class or several paths")
+		return unsupported("there is no choice of path class, or of several paths at once").
+			WithHint("nothing was sent. Leave that out: the best connection there is is taken, or relays of your choice with --through")
 	}
 	return nil
 }
 
-func unsupported(what string) error {
-	return wire.Errorf(wire.Unsupported, "call: %s is not supported by this version", what).WithHint("leave it out")
+func unsupported(why string) *wire.Error {
+	return wire.Errorf(wire.Unsupported, "call: not supported by this version: %s", why)
 }
 
 // callCandidates tries those whom the target names, and looks for them anew

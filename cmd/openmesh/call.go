@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,8 +18,7 @@ import (
 )
 
 const (
-	defaultDeadline = 120 * time.Second // agents think
-	maxData         = 15 << 20          // bytes of a request; less than the local API takes
+	maxData = 15 << 20 // bytes of a request; less than the local API takes
 
 	// deadlineSlack is how much longer than the deadline the command waits for
 	// the daemon to say that it passed.
@@ -55,9 +53,11 @@ func newCall(p *program) *cobra.Command {
 	cmd.Flags().BoolVar(&stream, "stream", false, "print each part of the response as it comes")
 	cmd.PreRunE = func(_ *cobra.Command, args []string) error { return p.prepareCall(&req, args) }
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), time.Duration(req.TimeoutMs)*time.Millisecond+deadlineSlack)
-		defer cancel()
-		cmd.SetContext(ctx)
+		if p.timeout > 0 {
+			ctx, cancel := context.WithTimeout(cmd.Context(), p.timeout+deadlineSlack)
+			defer cancel()
+			cmd.SetContext(ctx)
+		}
 		if stream {
 			return p.callStream(&req)(cmd, args)
 		}
@@ -71,15 +71,18 @@ func callFlags(cmd *cobra.Command, req *openmeshv1.CallRequest) {
 	flags.StringVar(&req.Capability, "capability", "", "capability to call, where TARGET is an agent that offers several")
 	flags.StringVar(&req.Version, "version", "", "semantic version range of the capability")
 	flags.StringVar(&req.Qos, "qos", "", "delivery: "+strings.Join(qosModes, ", ")+" (default: this node's)")
-	flags.StringSliceVar(&req.Within, "within", nil, "jurisdictions that the path must stay within")
-	flags.StringSliceVar(&req.AvoidDomains, "avoid-domain", nil, "organisations that the path must avoid")
-	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that agent and hops must have, 0 to 1")
-	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
-	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
+	flags.Float64Var(&req.MinTrust, "min-trust", 0, "trust that the agent must have, 0 to 1; relays on the way are not held to it")
 	flags.StringVar(&req.Contract, "contract", "", "market contract to call under: its id, or 6 digits of it or more")
 	flags.StringVar(&req.IdempotencyKey, "key", "", "idempotency key: one per logical request (default: a new one)")
 	flags.StringVar(&req.IdempotencyKey, "idempotency-key", "", "long for --key")
-	_ = flags.MarkHidden("idempotency-key") // it is there
+	// The daemon refuses these four and says what to do instead.
+	flags.StringSliceVar(&req.Within, "within", nil, "jurisdictions that the path must stay within")
+	flags.StringSliceVar(&req.AvoidDomains, "avoid-domain", nil, "organisations that the path must avoid")
+	flags.StringVar(&req.Class, "class", "", "what the path is best at: "+strings.Join(pathClasses, ", "))
+	flags.Uint32Var(&req.Multipath, "multipath", 0, "number of disjoint paths to send over")
+	for _, hidden := range []string{"idempotency-key", "within", "avoid-domain", "class", "multipath"} {
+		_ = flags.MarkHidden(hidden) // it is there
+	}
 	fixed(cmd, "qos", qosModes)
 	fixed(cmd, "class", pathClasses)
 }
@@ -100,8 +103,8 @@ func (p *program) prepareCall(req *openmeshv1.CallRequest, args []string) error 
 	if err := checkChains(req.Through); err != nil {
 		return err
 	}
-	deadline := cmp.Or(p.timeout, defaultDeadline).Milliseconds()
-	if deadline < 1 || deadline > math.MaxUint32 {
+	deadline := p.timeout.Milliseconds() // 0: the daemon knows
+	if p.timeout > 0 && deadline < 1 || deadline > math.MaxUint32 {
 		return usagef("--timeout %s: want 1ms to %s", p.timeout, time.Duration(math.MaxUint32)*time.Millisecond)
 	}
 	target, data, err := p.callArgs(req.Contract != "", args)

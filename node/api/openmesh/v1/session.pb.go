@@ -34,23 +34,24 @@ type CallRequest struct {
 	//	*CallRequest_Json
 	//	*CallRequest_Protobuf
 	Body isCallRequest_Body `protobuf_oneof:"body"`
-	// Deadline; 0 is the default of 120 s.
+	// Deadline; 0: session.default_timeout of this node's configuration.
 	TimeoutMs uint32 `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	// at-most-once (default), at-least-once or exactly-once.
+	// at-most-once, at-least-once or exactly-once; empty: session.qos of this node's
+	// configuration.
 	Qos string `protobuf:"bytes,6,opt,name=qos,proto3" json:"qos,omitempty"`
-	// Only agents at least this trusted.
+	// Only agents at least this trusted; relays on the way are not held to it.
 	MinTrust float64 `protobuf:"fixed64,7,opt,name=min_trust,json=minTrust,proto3" json:"min_trust,omitempty"`
 	// Semantic version range of the capability.
 	Version string `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	// One key per logical request; empty: the node makes one.
 	IdempotencyKey string `protobuf:"bytes,9,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	// Jurisdictions that the path must stay within.
+	// Jurisdictions that the path must stay within. Not supported yet: refused.
 	Within []string `protobuf:"bytes,10,rep,name=within,proto3" json:"within,omitempty"`
-	// Domains that the path must avoid.
+	// Domains that the path must avoid. Not supported yet: refused.
 	AvoidDomains []string `protobuf:"bytes,11,rep,name=avoid_domains,json=avoidDomains,proto3" json:"avoid_domains,omitempty"`
-	// low-latency, high-throughput or low-cost.
+	// low-latency, high-throughput or low-cost. Not supported yet: refused.
 	Class string `protobuf:"bytes,12,opt,name=class,proto3" json:"class,omitempty"`
-	// Number of disjoint paths.
+	// Number of disjoint paths. Not supported yet: more than 1 is refused.
 	Multipath uint32 `protobuf:"varint,13,opt,name=multipath,proto3" json:"multipath,omitempty"`
 	// Market contract under which the call is made: its id, or a unique prefix of at
 	// least 6 digits. Then target may be empty, and is the seller: only he is called.
@@ -512,12 +513,12 @@ type OpenSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Agent ids, addresses or capability names. More than one: multicast.
 	Targets []string `protobuf:"bytes,1,rep,name=targets,proto3" json:"targets,omitempty"`
-	// at-most-once, at-least-once or exactly-once; empty: this node's default.
+	// As in CallRequest.
 	Qos     string `protobuf:"bytes,2,opt,name=qos,proto3" json:"qos,omitempty"`
 	Ordered bool   `protobuf:"varint,3,opt,name=ordered,proto3" json:"ordered,omitempty"`
 	// Survive a restart of either side. Implied by at-least-once and exactly-once.
 	Persistent bool `protobuf:"varint,4,opt,name=persistent,proto3" json:"persistent,omitempty"`
-	// Terms of the contract; 0: this node's default.
+	// Terms of the contract; 0: those of this node's configuration.
 	TtlMs           uint64 `protobuf:"varint,5,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
 	AckTimeoutMs    uint32 `protobuf:"varint,6,opt,name=ack_timeout_ms,json=ackTimeoutMs,proto3" json:"ack_timeout_ms,omitempty"`
 	KeepaliveMs     uint32 `protobuf:"varint,7,opt,name=keepalive_ms,json=keepaliveMs,proto3" json:"keepalive_ms,omitempty"`
