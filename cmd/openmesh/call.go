@@ -32,9 +32,10 @@ func newCall(p *program) *cobra.Command {
 		Use: "call [TARGET] [DATA]", Short: "Send one request and wait for the response", Args: cobra.MaximumNArgs(2),
 		Long: "Send one request and wait for the response. TARGET is a capability name, an address or an agent id.\n" +
 			"DATA is JSON, @FILE or - for standard input; without it the request is {}. --timeout is the deadline\n" +
-			"(default 2m). at-least-once and exactly-once requests are on disk before they are sent and survive a restart of\n" +
-			"either side; asked again with the same --key, a request is answered as the first time. If who is called is away, they\n" +
-			"wait in its mailbox. With --through the request goes over relays of which each knows its neighbours only.\n\n" +
+			"(default: session.default_timeout of the daemon's configuration, which is 2m if not set). at-least-once and\n" +
+			"exactly-once requests are on disk before they are sent and survive a restart of either side; asked again with the same\n" +
+			"--key, a request is answered as the first time. If who is called is away, they wait in its mailbox. With --through the\n" +
+			"request goes over relays of which each knows its neighbours only.\n\n" +
 			"A response that comes in parts is one array of them. With --stream each part is printed when it comes, on one\n" +
 			"line; with --json as {\"part\": …}, and the last line says how the call went. The deadline is for all of it.\n\n" +
 			"With --contract the call is made under a market contract, of which it uses one unit: it goes to the seller, and\n" +
