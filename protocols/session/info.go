@@ -47,7 +47,7 @@ func (s *Session) Info() Info {
 		ID: s.id, Peer: ends.peer, Initiator: s.opener, Suite: ends.suite, Contract: s.Contract(), Protocols: ends.protocols,
 		Channels: s.channels(), Outbox: s.mail.out.Pending(),
 		Sent: s.counters.sent.Load(), Received: s.counters.received.Load(), Rejected: s.counters.rejected.Load(),
-		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.owner.cfg.IdleTimeout),
+		Opened: s.opened, IdleAt: time.Unix(0, s.counters.used.Load()).Add(s.unusedLimit()),
 	}
 	i.Pending = s.calls.len() + s.inbox.len() + i.Outbox + s.mail.in.Busy()
 	if keys := s.link.opener(); keys != nil {

@@ -44,9 +44,7 @@ func (s *Session) sweep(now time.Time) {
 		s.disown(wire.KeySuperseded)
 	case s.offered.Load() && now.Sub(s.opened) > s.terms.Load().TTL && s.resting():
 		s.end(Terminated, wire.DeadlineExceeded, false) // the other side has not come back
-	case s.persistent() && unused > s.owner.cfg.Retention && s.resting():
-		s.owner.start(func() { s.Close(s.owner.work) })
-	case !s.persistent() && unused > s.owner.cfg.IdleTimeout && s.resting():
+	case unused > s.unusedLimit() && s.resting():
 		s.owner.start(func() { s.Close(s.owner.work) })
 	case len(channels) > 0 && s.isInitiator() && unused > s.owner.cfg.ParkAfter && s.resting():
 		s.park()
@@ -60,6 +58,14 @@ func (s *Session) sweep(now time.Time) {
 		s.renewKeys(now)
 		s.improve(now)
 	}
+}
+
+// unusedLimit is how long the session stays while nobody uses it.
+func (s *Session) unusedLimit() time.Duration {
+	if s.persistent() {
+		return s.owner.cfg.Retention
+	}
+	return s.owner.cfg.IdleTimeout
 }
 
 // stallLimit is how long one write may take before the channel counts as dead.

@@ -1673,7 +1673,7 @@ type SessionInfo struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Agent   string                 `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
-	// unicast, multicast or circle.
+	// unicast or multicast.
 	Kind       string     `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	State      string     `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	Qos        string     `protobuf:"bytes,5,opt,name=qos,proto3" json:"qos,omitempty"`
@@ -1686,7 +1686,8 @@ type SessionInfo struct {
 	Sent     float64 `protobuf:"fixed64,11,opt,name=sent,proto3" json:"sent,omitempty"`
 	Received float64 `protobuf:"fixed64,12,opt,name=received,proto3" json:"received,omitempty"`
 	// RFC 3339.
-	Opened  string `protobuf:"bytes,13,opt,name=opened,proto3" json:"opened,omitempty"`
+	Opened string `protobuf:"bytes,13,opt,name=opened,proto3" json:"opened,omitempty"`
+	// When it is closed if nobody uses it: see session.idle_timeout, session.retention.
 	Expires string `protobuf:"bytes,14,opt,name=expires,proto3" json:"expires,omitempty"`
 	// Only in Show.
 	Contract *Contract       `protobuf:"bytes,15,opt,name=contract,proto3" json:"contract,omitempty"`
