@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
@@ -97,9 +98,11 @@ func (s *Session) wake() {
 // before it gives up.
 func (s *Session) patience() time.Duration { return max(2*s.terms.Load().Keepalive, time.Minute) }
 
-// The waits between attempts to open a channel.
+// The waits between attempts to open a channel. Whoever lost its peer a moment ago
+// waits for no longer than twice the keepalive interval, but not less than shortWait.
 const (
 	firstWait = 100 * time.Millisecond
+	shortWait = time.Second
 	maxWait   = 30 * time.Second
 )
 
@@ -112,12 +115,13 @@ func (s *Session) reconnect() {
 	if s.persistent() {
 		defer time.AfterFunc(mailAfter, func() { s.owner.start(s.turnToMail) }).Stop()
 	}
-	wait := time.Duration(0)
-	if !s.isInitiator() && s.stateNow() == Migrating {
-		wait = min(max(s.terms.Load().Keepalive/4, time.Second), 2*time.Second)
+	if !s.isInitiator() && s.stateNow() == Migrating && !s.pause(min(max(s.terms.Load().Keepalive/4, time.Second), 2*time.Second)) {
+		return
 	}
+	wait := time.Duration(0)
 	for {
-		if !s.pause(wait) || s.link.current.Load() != nil {
+		there, news := s.await(wait)
+		if !there || s.link.current.Load() != nil {
 			return
 		}
 		err := s.connect()
@@ -127,24 +131,43 @@ func (s *Session) reconnect() {
 		s.astray.Store(true)
 		s.trouble.Store(&err)
 		s.log("channel not opened", zap.Error(err))
-		switch code := wire.CodeOf(err); {
-		case s.stateNow().Done():
+		if s.hopeless(err, time.Since(since)) {
 			return
-		case code == wire.NotFound:
-			s.end(Terminated, wire.SessionClosed, false) // the peer has restarted, and forgotten it
-			return
-		case !s.persistent() && time.Since(since) > s.patience():
-			s.end(Terminated, wire.Unreachable, false)
-			return
-		case s.offered.Load() && s.refused(code):
-			s.end(Terminated, code, false)
-			return
-		case s.persistent() && s.resting() && !s.offered.Load() && !s.owes() && !(s.eager && time.Since(since) < s.patience()):
-			return // nobody needs it now
 		}
-		wait = min(max(2*wait, firstWait), maxWait)
-		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
+		if news {
+			wait = 0
+		}
+		wait = s.longer(wait, time.Since(since))
 	}
+}
+
+// longer is how long to wait after an attempt that failed, if it was waited for wait
+// before it and a channel is looked for since so long.
+func (s *Session) longer(wait, since time.Duration) time.Duration {
+	most := maxWait
+	if since < s.patience() {
+		most = min(most, max(2*s.terms.Load().Keepalive, shortWait))
+	}
+	wait = min(max(2*wait, firstWait), most)
+	return wait + time.Duration(rand.Int64N(int64(wait)/4+1))
+}
+
+// hopeless reports whether, after an attempt to open a channel failed with err, there
+// will be no further one; it ends a session that cannot go on.
+func (s *Session) hopeless(err error, since time.Duration) bool {
+	switch code := wire.CodeOf(err); {
+	case s.stateNow().Done():
+	case code == wire.NotFound:
+		s.end(Terminated, wire.SessionClosed, false) // the peer has restarted, and forgotten it
+	case !s.persistent() && since > s.patience():
+		s.end(Terminated, wire.Unreachable, false)
+	case s.offered.Load() && s.refused(code):
+		s.end(Terminated, code, false)
+	default:
+		// or nobody needs it now
+		return s.persistent() && s.resting() && !s.offered.Load() && !s.owes() && !(s.eager && since < s.patience())
+	}
+	return true
 }
 
 // refused reports whether the code of a failed attempt to reach the other side is
@@ -168,6 +191,49 @@ func (s *Session) pause(d time.Duration) bool {
 	case <-s.owner.work.Done():
 	}
 	return false
+}
+
+// await is pause for whoever is about to open a channel. It ends before d if there is
+// news of the way to the peer, and reports that; but firstWait passes always, for
+// others make the news.
+func (s *Session) await(d time.Duration) (there, news bool) {
+	if !s.pause(min(d, firstWait)) {
+		return false, false
+	}
+	t := time.NewTimer(d - firstWait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true, false
+	case <-s.news:
+		return true, true
+	case <-s.done:
+	case <-s.owner.work.Done():
+	}
+	return false, false
+}
+
+// retry has the next attempt to open a channel made soon, if the session looks for one:
+// what failed a moment ago may work now.
+func (s *Session) retry() {
+	if !s.connecting.Load() {
+		return
+	}
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// Retry tells that there may be a new way to host p, such as a connection that it made;
+// or to any host, if p is empty: this node is somewhere else, or reached by other
+// relays. Sessions that wait before they look for a channel again do so at once.
+func (e *Endpoint) Retry(p peer.ID) {
+	e.each(func(s *Session) {
+		if p == "" || s.Peer().Peer == p {
+			s.retry()
+		}
+	})
 }
 
 // connect opens a channel: with the keys that there are, or with new ones if one

@@ -3,11 +3,16 @@ package session_test
 import (
 	"context"
 	"encoding/binary"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"openmesh/protocols/session"
+	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
 
@@ -111,6 +116,113 @@ func TestFailover(t *testing.T) {
 			})
 		})
 	}
+}
+
+// hasty is for nodes that agree to keepalives of a second.
+func hasty(c *session.Config) {
+	terms := c.Signal.Terms()
+	terms.Contract.Keepalive = time.Second
+	c.Signal.Terms = func() signal.Terms { return terms }
+}
+
+// The next path may be slower than a channel with a short keepalive may be silent: it
+// has the time of a handshake to bring its first answer, on either side, and is not
+// given up for another one that would do no better.
+func TestFailoverToASlowPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, hasty), w.node(t, hasty)
+		s := a.open(t, b, session.Want{})
+		const n = 600
+		go numbers(t, s, n, 100*time.Millisecond)
+		go numbers(t, b.Session(a.agent.Agent), n, 100*time.Millisecond)
+		time.Sleep(10 * time.Second)
+		w.slow(600 * time.Millisecond)
+		w.silence("quic-v1", true)
+		w.snap("quic-v1")
+		time.Sleep(2 * time.Minute)
+		if i := s.Info(); i.State != session.Active || len(i.Channels) == 0 || i.Channels[0].Path.Transport != "tcp" || len(i.History) > 5 {
+			t.Errorf("session is %s over %v: %v", i.State, i.Channels, i.History)
+		}
+		count(t, b.data, n)
+		count(t, a.data, n)
+	})
+}
+
+// However long no path works, up to a minute, a session has a channel again within
+// two keepalives of when one does.
+func TestLooksOftenForALostPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, hasty), w.node(t, hasty)
+		s := a.open(t, b, session.Want{})
+		for _, outage := range []time.Duration{5 * time.Second, 20 * time.Second, 50 * time.Second} {
+			w.blackOut(true)
+			time.Sleep(outage)
+			w.blackOut(false)
+			begin := time.Now()
+			if _, _, err := s.Call(t.Context(), request("x")); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(begin); took > 3*time.Second {
+				t.Errorf("%v after an outage of %v", took, outage)
+			}
+			time.Sleep(5 * time.Second)
+		}
+	})
+}
+
+// News of the peer's host, or of this one's own place, end the wait for the next
+// attempt; however often they come there are no more than ten attempts a second.
+func TestNewsEndTheWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		tries := &triesNetwork{}
+		a, b := w.node(t, func(c *session.Config) {
+			keep(c)
+			tries.Network, c.Network = c.Network, tries
+		}), w.node(t, keep)
+		s := a.open(t, b, session.Want{Contract: signal.Contract{QoS: signal.AtLeastOnce, Persistent: true}})
+		for _, news := range []peer.ID{b.agent.Certificate.Peer, ""} {
+			w.blackOut(true)
+			if _, err := s.Post(t.Context(), &delivery.Message{Capability: "test/work", Body: []byte("{}")}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Minute)
+			before := tries.count.Load()
+			for range 5000 {
+				a.Retry(news)
+				time.Sleep(time.Millisecond)
+			}
+			if n := tries.count.Load() - before; n < 10 || n > 100 {
+				t.Errorf("%d attempts in 5 s of news", n)
+			}
+			time.Sleep(5 * time.Minute)
+			w.blackOut(false)
+			a.Retry(a.agent.Certificate.Peer)
+			time.Sleep(10 * time.Millisecond)
+			if i := s.Info(); len(i.Channels) > 0 {
+				t.Error("news of another host end the wait")
+			}
+			a.Retry(news)
+			time.Sleep(500 * time.Millisecond)
+			if i := s.Info(); len(i.Channels) == 0 {
+				t.Errorf("no channel half a second after the news of %q", news)
+			}
+			time.Sleep(5 * time.Second)
+		}
+	})
+}
+
+// triesNetwork counts attempts to open a channel.
+type triesNetwork struct {
+	session.Network
+	count atomic.Int64
+}
+
+func (n *triesNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit, error) {
+	n.count.Add(1)
+	return n.Network.Dial(ctx, r)
 }
 
 // When the transport that was lost works again, the session goes back to it, and

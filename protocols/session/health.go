@@ -45,7 +45,7 @@ func (h *health) pong(token uint64, now time.Time) {
 		return
 	}
 	h.pending &^= 1 << age
-	rtt := now.Sub(h.at[token%outstanding])
+	rtt := max(now.Sub(h.at[token%outstanding]), 1) // 0 is unknown
 	if h.rtt == 0 {
 		h.rtt = rtt
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 
@@ -281,6 +282,13 @@ func remember(offered []signal.Transport, r Route) []signal.Transport {
 	return append(offered[:len(offered):len(offered)], signal.Transport{Addrs: more})
 }
 
+// leadsTo reports whether r and o are of the same host and addresses.
+func (r Route) leadsTo(o Route) bool {
+	return r.Peer == o.Peer && len(r.Addrs) == len(o.Addrs) && !slices.ContainsFunc(r.Addrs, func(a ma.Multiaddr) bool {
+		return !slices.ContainsFunc(o.Addrs, a.Equal)
+	})
+}
+
 // search looks the peer up in the background, once at a time, and waits for that as
 // long as patience.
 func (s *Session) search(patience time.Duration) {
@@ -298,7 +306,9 @@ func (s *Session) search(patience time.Duration) {
 			s.log("peer not found", zap.Error(err))
 			return
 		}
-		s.found.Store(&found)
+		if before := s.found.Swap(&found); before == nil || !before.leadsTo(found) {
+			s.retry()
+		}
 	})
 	if !started {
 		s.finding.Store(false)

@@ -42,7 +42,7 @@ func (n openNetwork) Dial(_ context.Context, r session.Route) (session.Conduit, 
 	if err != nil {
 		return nil, err
 	}
-	time.Sleep(2 * n.net.latency)
+	time.Sleep(2 * n.net.oneWay())
 	if now, err := n.find(r.Peer); err != nil || now != to {
 		return nil, fmt.Errorf("%s has gone", r.Peer)
 	}

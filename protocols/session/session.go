@@ -90,6 +90,7 @@ type Session struct {
 	finding    atomic.Bool              // somebody looks it up
 	found      atomic.Pointer[Route]    // where it was when it was looked up last
 	path       atomic.Pointer[Path]     // of the last channel used
+	news       chan struct{}            // whoever is opening a channel should try again at once
 	done       chan struct{}            // closed when the session is done
 
 	mu      sync.Mutex
@@ -159,7 +160,7 @@ func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session
 func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
 	s := &Session{
 		opener: est.Initiator,
-		id:     est.ID, opened: opened, owner: e, done: make(chan struct{}),
+		id:     est.ID, opened: opened, owner: e, news: make(chan struct{}, 1), done: make(chan struct{}),
 		calls: calls{limit: est.Contract.MaxPending},
 		inbox: arrivals{limit: est.Contract.MaxPending},
 	}

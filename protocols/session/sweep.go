@@ -73,7 +73,9 @@ const stallLimit = 15 * time.Second
 
 // sweepChannel pings a channel when it is time to, and gives it up if it is dead:
 // silent for one and a half keepalive intervals, in which at least one ping had no
-// answer; or for three quarters while something waits for the peer.
+// answer; or for three quarters while something waits for the peer. A channel that has
+// had no answer yet has the time of a handshake for it: how long one takes here is not
+// known, and to give up what only begins would find no way that is slower than that.
 func (s *Session) sweepChannel(ch *channel, now time.Time) {
 	keepalive := s.terms.Load().Keepalive
 	silent := ch.silent(now)
@@ -82,6 +84,9 @@ func (s *Session) sweepChannel(ch *channel, now time.Time) {
 		interval, limit = keepalive/8, keepalive*3/4
 	} else if silent > keepalive {
 		interval = keepalive / 8
+	}
+	if ch.roundTrip() == 0 {
+		limit = max(limit, s.owner.cfg.Signal.Timeout)
 	}
 	if silent > limit || ch.stalled(now, min(stallLimit, limit)) {
 		s.log("channel is dead", zap.String("transport", ch.path.Transport), zap.Duration("silent", silent))

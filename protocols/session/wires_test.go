@@ -152,7 +152,7 @@ func (n *wired) open(t *testing.T, to *wired, w session.Want) *session.Session {
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * n.net.latency) // now the other side has it too
+	time.Sleep(2 * n.net.oneWay()) // now the other side has it too
 	return s
 }
 
@@ -178,6 +178,29 @@ func (w *wires) silence(transport string, down bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.down[transport] = down
+}
+
+// slow changes how long a frame is under way.
+func (w *wires) slow(latency time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.latency = latency
+}
+
+func (w *wires) oneWay() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.latency
+}
+
+// blackOut breaks every conduit and lets no transport pass anything, or ends that.
+func (w *wires) blackOut(down bool) {
+	for _, name := range transports {
+		w.silence(name, down)
+		if down {
+			w.snap(name)
+		}
+	}
 }
 
 // disturb lets frames get lost and overtake each other from now on.
@@ -235,7 +258,7 @@ func (n wireNetwork) Signal(ctx context.Context, r session.Route, offer []byte) 
 	if err != nil {
 		return nil, false, err
 	}
-	time.Sleep(2 * n.net.latency)
+	time.Sleep(2 * n.net.oneWay())
 	reply, err := to.Exchange(string(n.own.agent.Agent), offer)
 	return reply, true, err
 }
@@ -245,7 +268,7 @@ func (n wireNetwork) Dial(ctx context.Context, r session.Route) (session.Conduit
 	if err != nil {
 		return nil, err
 	}
-	time.Sleep(2 * n.net.latency)
+	time.Sleep(2 * n.net.oneWay())
 	if now, err := n.find(r.Peer); err != nil || now != to {
 		return nil, wire.Errorf(wire.Unreachable, "%s has gone", r.Peer)
 	}
@@ -381,7 +404,7 @@ func (e *wireEnd) Close() error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.line = append(e.line, nil) // behind all that was written
-		time.AfterFunc(e.net.latency, e.next)
+		time.AfterFunc(e.net.oneWay(), e.next)
 	}
 	return nil
 }
@@ -405,7 +428,7 @@ func (e *wireEnd) Reset(c wire.Code) {
 	down := e.net.down[e.path.Transport]
 	e.net.mu.Unlock()
 	if !down {
-		time.AfterFunc(e.net.latency, func() { e.far.shut(c) })
+		time.AfterFunc(e.net.oneWay(), func() { e.far.shut(c) })
 	}
 }
 
