@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
@@ -88,7 +89,7 @@ func (w ways) connect(ctx context.Context, r session.Route) error {
 	if r.Peer == "" {
 		return wire.Errorf(wire.Unreachable, "the peer's host is not known")
 	}
-	w.n.host.Peerstore().AddAddrs(r.Peer, hostAddrs(r), peerstore.TempAddrTTL)
+	w.know(r)
 	_, err := w.n.host.Dial(ctx, r.Peer, overlay.Route{Transport: r.Transport})
 	return err
 }
@@ -174,7 +175,7 @@ func race[T any](ctx context.Context, attempts []func(context.Context) (T, error
 
 func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, error) {
 	h := w.n.host
-	h.Peerstore().AddAddrs(r.Peer, hostAddrs(r), peerstore.TempAddrTTL)
+	w.know(r)
 	dialing := ctx
 	if r.Transport != "" {
 		dialing = network.WithForceDirectDial(ctx, "session")
@@ -188,6 +189,35 @@ func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, e
 		return nil, err
 	}
 	return session.StreamConduit(st, w.n.pathOf(c), h.Abandon), nil
+}
+
+// know has the host learn where the route's host is.
+func (w ways) know(r session.Route) {
+	w.n.host.Peerstore().AddAddrs(r.Peer, hostAddrs(r), peerstore.TempAddrTTL)
+	if r.Again {
+		w.n.host.Forgive(r.Peer)
+	}
+}
+
+// watchWays has sessions that look for a channel try again at once when their peer
+// connects, and when this host's addresses change, such as those through relays.
+func (n *Node) watchWays(ctx context.Context) error {
+	sub, err := n.host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated))
+	if err != nil {
+		return fmt.Errorf("watch addresses: %w", err)
+	}
+	defer sub.Close()
+	conns := &network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) { n.sessions.Retry(c.RemotePeer()) }}
+	n.host.Network().Notify(conns)
+	defer n.host.Network().StopNotify(conns)
+	for {
+		select {
+		case <-sub.Out():
+			n.sessions.Retry("")
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // hostAddrs are the addresses of a route that libp2p can dial; grpcAddrs are the

@@ -288,6 +288,7 @@ func (n *Node) runServices(ctx context.Context) error {
 	}
 	group.Go(func() error { return n.directory.Run(ctx) })
 	group.Go(func() error { return n.sessions.Run(ctx) })
+	group.Go(func() error { return n.watchWays(ctx) })
 	defer n.dialer.Close()
 	group.Go(func() error { return n.alerts.Run(ctx) })
 	group.Go(func() error { n.announce(ctx); return nil })

@@ -141,6 +141,56 @@ func TestCallByMail(t *testing.T) {
 	}
 }
 
+// A session that has looked for its peer in vain for a while has a channel as soon as
+// the peer connects.
+func TestPeerConnectsWhileLookedFor(t *testing.T) {
+	t.Parallel()
+	backbone := start(t)
+	flags := settings("agent", backbone, nil)
+	flags["session.park_after"], flags["mailbox.replicas"] = "1s", "0" // parked, it is not what b goes on with by itself
+	begin := func() *running {
+		home := t.TempDir()
+		k, err := keys.Init(t.Context(), home, keys.InitOptions{Realm: lab, Passphrase: []byte("a passphrase"), Now: time.Now()})
+		check(t, err)
+		return startIn(t, home, k, flags, nil)
+	}
+	a, b := begin(), begin()
+	route := session.Route{Peer: b.keys.Peer, Addrs: b.info(t).Addrs}
+	s, err := a.Sessions().Open(t.Context(), session.Target{Agent: b.keys.Agent, Route: route}, session.Want{Contract: signal.Contract{QoS: signal.AtLeastOnce}})
+	check(t, err)
+	await(t, func() bool {
+		return len(s.Info().Channels) == 0 && a.Sessions().Stats().Channels+b.Sessions().Stats().Channels == 0
+	})
+	b.stop()
+	_, err = s.Post(t.Context(), &delivery.Message{Capability: "test/echo", Encoding: 1, Body: []byte(`{}`)})
+	check(t, err)
+	select {
+	case <-time.After(7 * time.Second): // it tries after about 0, 0.1, 0.4, 1, 2, 5 and 12 s
+	case <-s.Done():
+	}
+	b = startIn(t, b.home, b.keys, flags, nil)
+	before := time.Now()
+	check(t, b.Host().Connect(t.Context(), a.info(t)))
+	await(t, func() bool { return len(s.Info().Channels) > 0 })
+	if took := time.Since(before); took > 2*time.Second {
+		t.Errorf("a channel %v after the peer connected", took)
+	}
+}
+
+// await waits until something holds.
+func await(t *testing.T, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for limit := time.After(20 * time.Second); !ok(); {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("it did not come about")
+		}
+	}
+}
+
 func wantOf() session.Want {
 	return session.Want{Contract: signal.Contract{QoS: signal.AtMostOnce}, Exclusive: true}
 }

@@ -50,8 +50,8 @@ const (
 // tried beside each other, those first that are connected and answer.
 //
 // An address that failed is left alone for as long as libp2p would
-// (swarm.ErrDialBackoff), unless ctx has network.WithForceDirectDial. An error
-// is a [wire.Error] with the code Unreachable, or ctx's.
+// (swarm.ErrDialBackoff), unless ctx has network.WithForceDirectDial, or it is
+// forgiven ([Host.Forgive]). An error is a [wire.Error] with the code Unreachable, or ctx's.
 func (h *Host) Dial(ctx context.Context, p peer.ID, r Route) (network.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -173,6 +173,19 @@ func (h *Host) Abandon(dead network.Conn) {
 			k.Suspect(relay)
 		}
 		k.Check()
+	}
+}
+
+// Forgive lets the next dial to p try all of its addresses, however recently they
+// failed, and so the relays that they lead through. It is for callers who wait between
+// attempts by themselves: an attempt that libp2p leaves out looks to them like one more
+// that failed.
+func (h *Host) Forgive(p peer.ID) {
+	h.swarm.Backoff().Clear(p)
+	for _, a := range h.Peerstore().Addrs(p) {
+		if relay := RelayOf(a); relay != "" {
+			h.swarm.Backoff().Clear(relay)
+		}
 	}
 }
 

@@ -266,6 +266,32 @@ func TestDialBesideDeadRelay(t *testing.T) {
 	})
 }
 
+// A relay that could not be reached for a moment, and those behind it, are tried again
+// as soon as the caller wants it, not when libp2p would.
+func TestForgive(t *testing.T) {
+	for _, transport := range []string{"", Circuit} {
+		overlaytest.Run(t, func(t *testing.T) {
+			s := newSim(t)
+			r := s.relay()
+			b, a := s.host(Config{Relays: these(r)}), s.host(Config{})
+			until(t, 3*time.Second, "a reservation", func() bool { return held(b, r) })
+			route := Route{Transport: transport, Addrs: b.Addrs()}
+			s.slow(a, forEver)
+			if _, err := a.Dial(t.Context(), b.ID(), route); err == nil {
+				t.Fatal("dialled through a network that passes nothing")
+			}
+			s.slow(a, 0)
+			if _, err := a.Dial(t.Context(), b.ID(), route); err == nil {
+				t.Fatal("libp2p leaves no address alone")
+			}
+			a.Forgive(b.ID())
+			if _, err := a.Dial(t.Context(), b.ID(), route); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // Abandoning a circuit leaves the other relay's alone.
 func TestAbandonCircuit(t *testing.T) {
 	overlaytest.Run(t, func(t *testing.T) {

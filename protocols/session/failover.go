@@ -243,6 +243,7 @@ func (s *Session) connect() error {
 		return wire.Errorf(wire.Unreachable, "the other side of session %s chose its path, and has to come back by itself", s.id)
 	}
 	route := s.owner.locate(s)
+	route.Again = true
 	ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
 	defer cancel()
 	if s.link.opener() != nil {

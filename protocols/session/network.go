@@ -36,6 +36,10 @@ type Route struct {
 
 	Transports []signal.Transport // as the peer offered them, best first
 
+	// Again says that the host was reached before: whatever failed a moment ago is to
+	// be tried again, for who asks waits between attempts by himself.
+	Again bool
+
 	// Through, if not empty, are chains of forwarding relays, best first: only over one
 	// of these is the host to be reached. Then Target is its certificate.
 	Through []Chain
