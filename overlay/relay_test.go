@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -161,6 +162,41 @@ func TestReservationsMoveToAnotherRelay(t *testing.T) {
 		if !slices.Contains(h.Relays(), far.ID()) {
 			t.Errorf("relays %v", h.Relays())
 		}
+	})
+}
+
+// While a dead relay is tried again, another one that is there from then on is used at
+// once: it is not waited for.
+func TestDeadRelayHoldsNobodyUp(t *testing.T) {
+	overlaytest.Run(t, func(t *testing.T) {
+		s := newSim(t)
+		r1, r2, r3 := s.relay(), s.relay(), s.relay()
+		var more atomic.Bool
+		h := s.host(Config{Relays: func() []peer.AddrInfo {
+			if more.Load() {
+				return these(r1, r2, r3)()
+			}
+			return these(r1, r2)()
+		}})
+		until(t, 3*time.Second, "two reservations", func() bool { return held(h, r1, r2) })
+		s.slow(r1, forEver)
+		until(t, 12*time.Second, "that a reservation is lost", func() bool { return held(h, r2) })
+		<-time.After(5 * time.Second) // it is tried again by now, which takes 5 s
+		more.Store(true)
+		until(t, 1500*time.Millisecond, "another relay", func() bool { return held(h, r2, r3) })
+	})
+}
+
+// A relay of the configuration that does not answer does not keep those found away.
+func TestFoundRelaysBesideDeadOne(t *testing.T) {
+	overlaytest.Run(t, func(t *testing.T) {
+		s := newSim(t)
+		configured, found := s.relay(), s.relay()
+		s.slow(configured, forEver)
+		h := s.host(Config{Relays: these(configured), FindRelays: func(context.Context) []RelayCandidate {
+			return []RelayCandidate{{AddrInfo: info(found)}}
+		}})
+		until(t, 3*time.Second, "the one found", func() bool { return held(h, found) })
 	})
 }
 

@@ -3,8 +3,8 @@ package reserve
 import (
 	"cmp"
 	"context"
-	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	maxMeasured = 8                      // candidates connected to at a time
+	maxMeasured = 8                      // candidates being connected to at a time
 	handicap    = 300 * time.Millisecond // head start that a relay under full load gives to idle ones
 )
 
@@ -24,27 +24,29 @@ type measured struct {
 	err error
 }
 
-// measure connects to candidates and pings them, and yields them as they answer: the
-// nearest first, those under load later. It ends when all have answered or the
-// caller stops.
-func (k *Keeper) measure(ctx context.Context, cs []Candidate) iter.Seq[measured] {
-	cs = cs[:min(len(cs), maxMeasured)]
-	results := make(chan measured, len(cs))
-	for _, c := range cs {
-		go func() {
-			m := measured{Candidate: c}
-			sleep(ctx, time.Duration(min(max(c.Load, 0), 1)*float64(handicap)))
-			m.rtt, m.err = k.probe(ctx, c.AddrInfo)
-			results <- m
-		}()
-	}
-	return func(yield func(measured) bool) {
-		for range cs {
-			if !yield(<-results) {
-				return
+// measure connects to candidates and pings them, and returns those that answered.
+func (k *Keeper) measure(ctx context.Context, cs []Candidate) (answered []measured) {
+	var mu sync.Mutex
+	var each sync.WaitGroup
+	for _, c := range cs[:min(len(cs), maxMeasured)] {
+		each.Go(func() {
+			m := k.meet(ctx, c)
+			mu.Lock()
+			defer mu.Unlock()
+			if m.err == nil {
+				answered = append(answered, m)
 			}
-		}
+		})
 	}
+	each.Wait()
+	return answered
+}
+
+// meet connects to a candidate and pings it, a little later if it is under load.
+func (k *Keeper) meet(ctx context.Context, c Candidate) measured {
+	sleep(ctx, time.Duration(min(max(c.Load, 0), 1)*float64(handicap)))
+	rtt, err := k.probe(ctx, c.AddrInfo)
+	return measured{Candidate: c, rtt: rtt, err: err}
 }
 
 // probe connects to a relay and returns its round-trip time.
@@ -110,10 +112,8 @@ func (k *Keeper) improve(ctx context.Context) {
 		return
 	}
 	var best []value
-	for m := range k.measure(ctx, candidates) {
-		if m.err == nil {
-			best = append(best, m.value(isConfigured(m.ID)))
-		}
+	for _, m := range k.measure(ctx, candidates) {
+		best = append(best, m.value(isConfigured(m.ID)))
 	}
 	if len(best) == 0 {
 		return

@@ -60,16 +60,17 @@ type Keeper struct {
 	wake   chan struct{} // something changed: see whether reservations are missing
 	health *health
 
-	mu    sync.Mutex
-	slots map[peer.ID]*slot
-	fails map[peer.ID]*failure
+	mu     sync.Mutex
+	slots  map[peer.ID]*slot
+	trials map[peer.ID]*trial // a relay has no slot meanwhile
+	fails  map[peer.ID]*failure
+	asking bool // Find is under way
 }
 
 // slot is a relay that a reservation is held at, or being made.
 type slot struct {
-	configured bool
-	cancel     context.CancelFunc
-	addrs      []ma.Multiaddr // circuit addresses; none until the reservation is held
+	cancel context.CancelFunc
+	addrs  []ma.Multiaddr // circuit addresses; none until the reservation is held
 }
 
 // failure is when a relay may be tried again.
@@ -83,6 +84,7 @@ const (
 	rebalance   = 10 * time.Minute // between comparisons of the relays held with others
 	attemptTime = 10 * time.Second
 	againTime   = 3 * time.Second // after a connection was lost: another relay may do
+	lateTime    = 2 * time.Second // for relays of the configuration before others are tried
 	maxFailures = 64              // relays whose failures are remembered
 )
 
@@ -96,7 +98,7 @@ func New(cfg Config) *Keeper {
 	}
 	return &Keeper{
 		cfg: cfg, wake: make(chan struct{}, 1), health: newHealth(cfg),
-		slots: make(map[peer.ID]*slot), fails: make(map[peer.ID]*failure),
+		slots: make(map[peer.ID]*slot), trials: make(map[peer.ID]*trial), fails: make(map[peer.ID]*failure),
 	}
 }
 
@@ -113,7 +115,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-k.wake:
 		case <-time.After(k.pause()):
 		case <-compare.C:
-			k.improve(ctx)
+			all.Go(func() { k.improve(ctx) })
 		case <-ctx.Done():
 		}
 	}
@@ -178,27 +180,6 @@ func (k *Keeper) Suspect(relay peer.ID) { k.health.suspect(relay) }
 // connected, 1 for one that is not, 2 for one that may be dead.
 func (k *Keeper) Grade(relay peer.ID) int { return k.health.grade(relay) }
 
-// settle makes reservations that are missing and lets go of those not needed.
-func (k *Keeper) settle(ctx context.Context, all *sync.WaitGroup) {
-	if !k.cfg.Needed() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		for _, s := range k.slots {
-			s.cancel()
-		}
-		return
-	}
-	missing := k.cfg.Want - len(k.held())
-	if missing <= 0 {
-		return
-	}
-	configured := k.usable(k.configured())
-	missing -= k.take(ctx, all, configured, missing, true)
-	if missing > 0 && k.cfg.Find != nil {
-		k.take(ctx, all, k.usable(k.found(ctx)), missing, false)
-	}
-}
-
 func (k *Keeper) configured() []Candidate {
 	if k.cfg.Configured == nil {
 		return nil
@@ -219,7 +200,8 @@ func (k *Keeper) found(ctx context.Context) []Candidate {
 	return k.cfg.Find(ctx)
 }
 
-// usable leaves out this host, the relays in use and those that failed lately.
+// usable leaves out this host, the relays in use or being tried, and those that failed
+// lately.
 func (k *Keeper) usable(cs []Candidate) []Candidate {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -227,7 +209,7 @@ func (k *Keeper) usable(cs []Candidate) []Candidate {
 	for _, c := range cs {
 		f := k.fails[c.ID]
 		again := slices.ContainsFunc(left, func(o Candidate) bool { return o.ID == c.ID })
-		if c.ID == k.cfg.Host.ID() || k.slots[c.ID] != nil || again || f != nil && time.Now().Before(f.until) {
+		if c.ID == k.cfg.Host.ID() || k.slots[c.ID] != nil || k.trials[c.ID] != nil || again || f != nil && time.Now().Before(f.until) {
 			continue
 		}
 		left = append(left, c)
@@ -235,34 +217,19 @@ func (k *Keeper) usable(cs []Candidate) []Candidate {
 	return left
 }
 
-// take starts holding at the first n candidates that answer and returns how many
-// those are.
-func (k *Keeper) take(ctx context.Context, all *sync.WaitGroup, cs []Candidate, n int, configured bool) (taken int) {
-	if len(cs) == 0 {
-		return 0
-	}
-	ctx2, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for m := range k.measure(ctx2, cs) {
-		if m.err != nil {
-			if ctx.Err() == nil {
-				k.failed(m.ID, m.err)
-			}
-			continue
-		}
-		k.start(ctx, all, m.AddrInfo, configured)
-		if taken++; taken == n {
-			break
-		}
-	}
-	return taken
-}
-
-// start holds a reservation at r until it fails.
-func (k *Keeper) start(ctx context.Context, all *sync.WaitGroup, r peer.AddrInfo, configured bool) {
+// start holds a reservation at r until it fails, if one is missing.
+func (k *Keeper) start(ctx context.Context, all *sync.WaitGroup, r peer.AddrInfo) {
 	ctx, cancel := context.WithCancel(ctx)
 	k.mu.Lock()
-	k.slots[r.ID] = &slot{configured: configured, cancel: cancel}
+	if len(k.slots) >= k.cfg.Want || k.slots[r.ID] != nil {
+		k.mu.Unlock()
+		cancel()
+		return
+	}
+	k.slots[r.ID] = &slot{cancel: cancel}
+	if len(k.slots) == k.cfg.Want {
+		k.endTrials()
+	}
 	k.mu.Unlock()
 	all.Go(func() {
 		defer cancel()
@@ -413,10 +380,13 @@ func (k *Keeper) pause() time.Duration {
 	if len(k.slots) >= k.cfg.Want {
 		return wait
 	}
-	if len(k.fails) == 0 {
-		return time.Second // nothing to try yet; the list may grow
+	if len(k.fails) == 0 || len(k.trials) > 0 {
+		wait = time.Second // there may be nothing else to try; but the list may grow
 	}
-	for _, f := range k.fails {
+	for id, f := range k.fails {
+		if k.trials[id] != nil {
+			continue
+		}
 		wait = min(wait, max(time.Until(f.until), 100*time.Millisecond))
 	}
 	return wait
