@@ -44,6 +44,12 @@ func message(sequence uint64) []byte {
 	return delivery.AppendMessage(nil, m, 1, time.Now())
 }
 
+// work is message for a handler that waits.
+func work(sequence, floor uint64, body []byte) []byte {
+	m := &delivery.Message{Sequence: sequence, Capability: "wait", Body: body, Expires: time.Now().Add(time.Hour)}
+	return delivery.AppendMessage(nil, m, floor, time.Now())
+}
+
 func unbounded(c *signal.Contract) { c.QoS, c.Persistent = signal.AtLeastOnce, true }
 
 // floods are what a peer may try that has a session and obeys no rule. With a code
@@ -100,6 +106,12 @@ var floods = []struct {
 	}, wire.ResourceExhausted},
 	{"messages whose acks it never acknowledges", func(r *rogue) {
 		repeat(6_000, func(int) { r.send(seal.Data, message(1)) })
+	}, 0},
+	{"messages for a handler, one after the other", func(r *rogue) {
+		repeat(8_000, func(i int) { r.send(seal.Data, work(uint64(i+1), 1, make([]byte, 64<<10))) })
+	}, 0},
+	{"messages for a handler, each the only one it cares about", func(r *rogue) {
+		repeat(8_000, func(i int) { r.send(seal.Data, work(uint64(i+1), uint64(i+1), make([]byte, 64<<10))) })
 	}, 0},
 	{"messages beyond every window", func(r *rogue) {
 		repeat(3000, func(i int) { r.send(seal.Data, message(uint64(i)<<20+1)) })

@@ -45,6 +45,7 @@ func (b *Inbox) advance() {
 			continue
 		}
 		if e != nil && e.stage == held {
+			b.work.held--
 			b.start(e)
 		}
 		if e == nil || !b.passes(e) {

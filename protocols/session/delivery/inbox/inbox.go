@@ -98,6 +98,7 @@ type work struct {
 	lowest     uint64 // no settled entry is below
 	stored     uint64 // floor that the store was told
 	hand       int    // not settled
+	held       int    // of them, that wait for those before them
 	handBytes  int
 	answers    int // bytes of outcomes remembered
 	committing int // commits without their done
@@ -195,11 +196,16 @@ func (b *Inbox) take(m *delivery.Message, floor uint64, now time.Time, fx *effec
 	}
 }
 
-// room reports whether one more message can be in hand. That whose turn it is
-// always can: all others wait for it.
+// room reports whether one more message can be in hand. That whose turn it is can
+// also if there is no room but all others wait for it: nothing else would make
+// some. For answers and acks the sender makes room, by raising the floor and by
+// taking them.
 func (b *Inbox) room(n uint64) bool {
 	w := b.work
-	return n == b.frontier+1 || w.hand < b.cfg.Terms.MaxPending && w.handBytes < delivery.MaxWindow && w.answers < delivery.MaxWindow
+	if w.answers >= delivery.MaxWindow || len(w.acks) >= b.cfg.Terms.MaxPending {
+		return false
+	}
+	return w.hand < b.cfg.Terms.MaxPending && w.handBytes < delivery.MaxWindow || n == b.frontier+1 && w.hand == w.held
 }
 
 // full reports whether the session's inbox has no room for m. What a former life
@@ -214,6 +220,7 @@ func (b *Inbox) begin(e *entry, fx *effects) {
 	switch {
 	case !e.readable && b.cfg.Terms.Ordered && e.sequence > b.frontier+1:
 		e.stage = held
+		b.work.held++
 	case !e.readable:
 		b.start(e)
 		b.advance()
@@ -361,6 +368,9 @@ func (w *work) outcome(e *entry, out *delivery.Outcome) {
 // drop forgets e.
 func (b *Inbox) drop(e *entry) {
 	w := b.work
+	if e.stage == held {
+		w.held--
+	}
 	if e.stage != settled {
 		w.hand--
 		w.handBytes -= e.size

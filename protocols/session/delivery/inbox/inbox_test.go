@@ -399,6 +399,22 @@ func TestAckWaitsForTheDisk(t *testing.T) {
 	r.wants("[+4:4][+5:5][+6:6]", "") // not handled again
 }
 
+// A sender that takes no acks leaves a bounded number of them, and gets no further.
+func TestAcksNotTaken(t *testing.T) {
+	t.Parallel()
+	r := newReceiving(t, terms(delivery.AtLeastOnce, false))
+	r.away = true
+	for n := range uint64(3000) {
+		r.get(n+1, n+1, 1)
+		if done := r.done[n+1]; done != nil {
+			done(delivery.Outcome{Status: delivery.Delivered})
+		}
+	}
+	if n := len(r.handled); n != 1024 {
+		t.Errorf("%d messages were handled, want 1024", n)
+	}
+}
+
 func TestStoreFails(t *testing.T) {
 	t.Parallel()
 	fire := errors.New("disk on fire")
@@ -440,6 +456,60 @@ func TestLimits(t *testing.T) {
 			r.wants("[-5.1 resource_exhausted]", "")
 			r.get(1, 1, 1) // all others wait for it
 			r.wants("", "1")
+		},
+		"in hand, in any order": func(r *receiving) {
+			r.terms.Ordered = false
+			r.open()
+			for n := range uint64(4) {
+				r.get(n+1, 1, 1)
+			}
+			r.wants("[-4.1 resource_exhausted]", "1 2 3")
+			r.finish(2, "")
+			r.get(4, 1, 2)
+			r.get(5, 5, 1) // whatever was given up is in hand all the same
+			r.wants("[+2:2][-5.1 resource_exhausted]", "4")
+		},
+		"in hand, given up": func(r *receiving) {
+			for n := range uint64(4) {
+				r.get(n+1, n+1, 1)
+			}
+			r.wants("[-4.1 resource_exhausted]", "1 2 3")
+			r.finish(1, "")
+			r.get(4, 4, 2)
+			r.wants("[+1:1]", "4")
+		},
+		"in hand, behind one that was given up": func(r *receiving) {
+			r.get(1, 1, 1)
+			for n := range uint64(3) {
+				r.get(n+3, 2, 1)
+			}
+			r.wants("[-5.1 resource_exhausted]", "1")
+			r.get(2, 2, 1) // 1 will make room
+			r.finish(1, "")
+			r.get(5, 2, 2)
+			r.get(2, 2, 2) // nothing else will
+			r.wants("[-2.1 resource_exhausted][+1:1]", "2")
+		},
+		"bytes in hand, in any order": func(r *receiving) {
+			r.terms.Ordered = false
+			r.open()
+			for n := range uint64(3) {
+				r.Receive(&delivery.Message{Sequence: n + 1, Capability: "c", Body: make([]byte, 8<<20)}, 1, r.now)
+			}
+			r.wants("[-3.0 resource_exhausted]", "1 2")
+		},
+		"answers, one after the other": func(r *receiving) {
+			r.terms.Ordered = false
+			r.open()
+			for n := range uint64(2) {
+				r.get(n+1, 1, 1)
+				r.done[n+1](delivery.Outcome{Status: delivery.Delivered, Response: make([]byte, 8<<20)})
+			}
+			r.get(3, 1, 1)
+			r.acks = r.acks[2:]
+			r.wants("[-3.1 resource_exhausted]", "1 2")
+			r.get(3, 3, 2)
+			r.wants("", "3")
 		},
 		"bytes in hand": func(r *receiving) {
 			for n := range uint64(3) {
