@@ -35,13 +35,12 @@ func (e *Endpoint) sweep(now time.Time) time.Duration {
 
 // sweep does what is due for one session.
 func (s *Session) sweep(now time.Time) {
+	if reason := s.invalid(now); reason != 0 && !s.disown(reason) {
+		return
+	}
 	unused := now.Sub(time.Unix(0, s.counters.used.Load()))
 	channels := s.link.all()
 	switch {
-	case !now.Before(s.Peer().NotAfter):
-		s.disown(wire.KeyExpired)
-	case s.owner.cfg.Signal.Verifier.Current(s.Peer()) != nil:
-		s.disown(wire.KeySuperseded)
 	case s.offered.Load() && now.Sub(s.opened) > s.terms.Load().TTL && s.resting():
 		s.end(Terminated, wire.DeadlineExceeded, false) // the other side has not come back
 	case unused > s.unusedLimit() && s.resting():
@@ -148,14 +147,27 @@ func (s *Session) park() {
 	s.save()
 }
 
+// invalid says why the key of the session's peer is not valid any more; 0 if it is.
+func (s *Session) invalid(now time.Time) wire.Code {
+	switch {
+	case !now.Before(s.Peer().NotAfter):
+		return wire.KeyExpired
+	case s.owner.cfg.Signal.Verifier.Current(s.Peer()) != nil:
+		return wire.KeySuperseded
+	}
+	return 0
+}
+
 // disown ends a session whose peer's key is not valid any more. A persistent one
-// only loses its keys and channels: the agent may come back with a new key.
-func (s *Session) disown(reason wire.Code) {
+// only loses its keys and channels, for the agent may come back with a new key:
+// then it reports that the session goes on.
+func (s *Session) disown(reason wire.Code) bool {
 	if !s.persistent() {
 		s.Terminate(reason)
-		return
+		return false
 	}
 	if s.link.opener() != nil {
 		s.suspend(reason)
 	}
+	return true
 }
