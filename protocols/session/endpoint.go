@@ -163,7 +163,7 @@ func New(cfg Config) *Endpoint {
 }
 
 // Restored is closed once Run has brought back the sessions of the store: before,
-// the endpoint does not know them.
+// the endpoint does not know them, and offers and channels that come wait.
 func (e *Endpoint) Restored() <-chan struct{} { return e.restored }
 
 // Run serves until ctx ends. Then it takes nothing new, lets what is under way
@@ -359,5 +359,25 @@ func (e *Endpoint) list() []*Session {
 // Exchange answers one signaling offer that came by other means than a libp2p
 // stream, from a source whose offers are limited together.
 func (e *Endpoint) Exchange(source string, offer []byte) ([]byte, error) {
+	if err := e.whole(); err != nil {
+		return nil, err
+	}
 	return e.signal.Exchange(source, offer)
+}
+
+// whole waits until the sessions of the store are back, as long as a handshake may
+// take: a peer must not be told that its session is not known.
+func (e *Endpoint) whole() error {
+	if e.cfg.Store == nil {
+		return nil
+	}
+	patience := time.NewTimer(e.cfg.Signal.Timeout)
+	defer patience.Stop()
+	select {
+	case <-e.restored:
+		return nil
+	case <-patience.C:
+	case <-e.work.Done():
+	}
+	return wire.Errorf(wire.Unreachable, "this node has not read its sessions yet")
 }

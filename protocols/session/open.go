@@ -281,6 +281,9 @@ func (e *Endpoint) Accept(c Conduit) {
 // accept reads what begins a new channel and adds it to its session, which it may
 // make; first reports whether it is the session's first one.
 func (e *Endpoint) accept(r *reader) (s *Session, first bool, err error) {
+	if err := e.whole(); err != nil {
+		return nil, true, err
+	}
 	b, err := wire.ReadFrame(r.Reader, signal.MaxMessage)
 	if err != nil {
 		return nil, true, fmt.Errorf("%w: %w", stream.ReadCode(err), err)
