@@ -354,6 +354,7 @@ func (e *Endpoint) rejoin(id signal.ID, r *reader) (*Session, error) {
 		s.lost(r.channel, wire.Malformed)
 		return nil, wire.Malformed
 	}
+	s.accepted()
 	s.back()
 	return s, nil
 }

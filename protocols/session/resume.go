@@ -406,6 +406,7 @@ func (e *Endpoint) revive(est *signal.Established, ch *channel) (*Session, error
 		return nil, err
 	}
 	s.affirm(ch)
+	s.accepted()
 	s.resumed()
 	return s, nil
 }
@@ -418,7 +419,7 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 		return err
 	}
 	s.move(Migrating, 0)
-	if s.offered.Swap(false) {
+	if s.offered.Load() {
 		s.agree(est.Contract)
 		s.move(Establishing, 0)
 	}
@@ -463,12 +464,21 @@ func (s *Session) proven(ctx context.Context, ch *channel) error {
 	select {
 	case <-ch.proof:
 		s.astray.Store(false)
+		s.accepted()
 		return nil
 	case <-ch.gone:
 		return fmt.Errorf("open channel: %w", ch.failure())
 	case <-ctx.Done():
 		s.lost(ch, wire.Unreachable)
 		return fmt.Errorf("%w: open channel: the peer does not answer", wire.Unreachable)
+	}
+}
+
+// accepted follows once the peer has shown that it has the session: until then, one
+// that was offered by mail is offered again with every attempt to reach it.
+func (s *Session) accepted() {
+	if s.offered.Swap(false) {
+		s.save()
 	}
 }
 

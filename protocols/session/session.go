@@ -81,7 +81,7 @@ type Session struct {
 	resuming   atomic.Int64          // when this side offered to go on with the session; Unix time in ns; 0: it has no offer out
 	astray     atomic.Bool           // the peer was not where it was last
 	away       atomic.Bool           // the peer cannot be reached: what there is to say goes by mail
-	offered    atomic.Bool           // the peer was away when this side offered the session, and has not agreed yet
+	offered    atomic.Bool           // the peer was away when this side offered the session, and has not shown yet that it has it
 	lettered   atomic.Bool           // the peer has written letters since it was here last
 	trouble    atomic.Pointer[error] // why the session has no channel
 	letters    letters
