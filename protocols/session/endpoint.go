@@ -100,6 +100,7 @@ type Endpoint struct {
 
 	mu       sync.Mutex
 	sessions map[signal.ID]*Session
+	claimed  map[signal.ID]bool // of sessions that are about to begin
 	usable   map[slot]*Session
 	opened   map[identity.AgentID]int // sessions by who opened them
 	ended    []Info                   // most recent last
@@ -146,6 +147,7 @@ func New(cfg Config) *Endpoint {
 		cfg:      cfg,
 		workers:  workers{jobs: make(chan job)},
 		sessions: make(map[signal.ID]*Session),
+		claimed:  make(map[signal.ID]bool),
 		usable:   make(map[slot]*Session),
 		opened:   make(map[identity.AgentID]int),
 		restored: make(chan struct{}),
@@ -244,11 +246,25 @@ func (e *Endpoint) begin(s *Session) error {
 	return s.move(Establishing, 0)
 }
 
-// admit refuses a session that is one too many, before anything is done for it.
-func (e *Endpoint) admit(s *Session) error {
+// claim refuses a session that is one too many, or another one with its id, before
+// anything is done for it. An id that came with an offer may come by mail too.
+func (e *Endpoint) claim(s *Session) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.mayBegin(s)
+	if err := e.mayBegin(s); err != nil {
+		return err
+	}
+	if e.claimed[s.id] || e.sessions[s.id] != nil {
+		return wire.Errorf(wire.ResourceExhausted, "session %s with %s has begun just now", s.id, s.Peer().Agent)
+	}
+	e.claimed[s.id] = true
+	return nil
+}
+
+func (e *Endpoint) unclaim(id signal.ID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.claimed, id)
 }
 
 // mayBegin refuses a session that is one too many; e.mu is held.

@@ -251,14 +251,7 @@ func (e *Endpoint) invite(t Target, terms signal.Terms, exclusive bool) (*Sessio
 	s.exclusive, s.link = exclusive, newLink(nil)
 	s.offered.Store(true)
 	s.astray.Store(true)
-	if err := e.admit(s); err != nil {
-		return nil, err
-	}
-	if err := s.secure(); err != nil {
-		return nil, err
-	}
-	if err := e.begin(s); err != nil {
-		s.unsecure()
+	if err := e.commence(s, nil); err != nil {
 		return nil, err
 	}
 	s.turnToMail()
@@ -331,14 +324,9 @@ func (e *Endpoint) beginByMail(ctx context.Context, id signal.ID, from *identity
 	s := e.build(est, est.At)
 	s.link = newLink(nil)
 	s.astray.Store(true)
-	if err := e.admit(s); err != nil {
-		return nil, err
-	}
-	if err := s.secure(); err != nil {
-		return nil, fmt.Errorf("%w: %w", wire.ResourceExhausted, err)
-	}
-	if err := e.begin(s); err != nil {
-		s.unsecure()
+	if err := e.commence(s, nil); wire.CodeOf(err) == wire.Internal && err != nil {
+		return nil, fmt.Errorf("%w: %w", wire.ResourceExhausted, err) // the store's
+	} else if err != nil {
 		return nil, err
 	}
 	s.move(Active, 0)

@@ -212,22 +212,38 @@ func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive boo
 	}
 	s.exclusive, s.through = exclusive, through
 	s.waits = !est.Initiator && ch.path.Kind == "forwarded"
-	if err := e.admit(s); err != nil {
-		return nil, err
-	}
-	if err := s.secure(); err != nil {
-		return nil, err
-	}
-	if err := s.add(ch, true); err != nil {
-		return nil, err
-	}
-	if err := e.begin(s); err != nil {
-		s.link.drop(ch) // whose conduit the caller resets
-		e.channels.Add(-1)
-		s.unsecure()
+	if err := e.commence(s, ch); err != nil {
 		return nil, err
 	}
 	return s, s.move(Active, 0)
+}
+
+// commence stores a session that is new, gives it its first channel, if it has one,
+// and registers it. If one of that fails, nothing of it is left; the conduit is the
+// caller's.
+func (e *Endpoint) commence(s *Session, ch *channel) error {
+	if err := e.claim(s); err != nil {
+		return err
+	}
+	defer e.unclaim(s.id)
+	if err := s.secure(); err != nil {
+		return err
+	}
+	if ch != nil {
+		if err := s.add(ch, true); err != nil {
+			s.unsecure()
+			return err
+		}
+	}
+	if err := e.begin(s); err != nil {
+		if ch != nil {
+			s.link.drop(ch)
+			e.channels.Add(-1)
+		}
+		s.unsecure()
+		return err
+	}
+	return nil
 }
 
 // follow reads a channel until it ends.
