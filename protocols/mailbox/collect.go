@@ -3,10 +3,12 @@ package mailbox
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,7 +26,9 @@ import (
 const (
 	readLetters = 32      // read from the store at a time
 	readBytes   = 1 << 20 // or bytes, but always one letter
+	readMost    = MaxBody // bytes, then: one letter may be as large
 	recheck     = time.Minute
+	noMemory    = 250 * time.Millisecond // until memory is asked for again
 )
 
 // outlet is a Collect in progress.
@@ -47,10 +51,6 @@ func (s *Server) collect(ctx context.Context, st network.Stream, in *bufio.Reade
 	if err != nil {
 		return err
 	}
-	if err := st.Scope().ReserveMemory(readBytes+MaxBody, network.ReservationPriorityMedium); err != nil {
-		return fmt.Errorf("%w: %w", wire.ResourceExhausted, err)
-	}
-	defer st.Scope().ReleaseMemory(readBytes + MaxBody)
 	ctx, end := context.WithCancelCause(ctx)
 	o := &outlet{cert: cert, end: end, wake: make(chan struct{}, 1), freed: make(chan struct{}, 1), flight: make(map[uint64]int)}
 	o.after.Store(c.After)
@@ -73,23 +73,18 @@ func (s *Server) collect(ctx context.Context, st network.Stream, in *bufio.Reade
 // sendLetters sends what is there and what comes.
 func (s *Server) sendLetters(ctx context.Context, st network.Stream, o *outlet) error {
 	for {
-		if err := s.stillValid(o.cert); err != nil {
-			return err
-		}
-		entries, err := s.cfg.Store.Read(ctx, o.cert.Agent, o.after.Load(), readLetters, readBytes, s.cfg.Now())
+		limit, err := o.room(ctx)
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
-			if err := o.depart(ctx, &e); err != nil {
-				return err
-			}
-			if err := sendItem(st, &e); err != nil {
-				return fmt.Errorf("%w: send letter: %w", wire.Unreachable, err)
-			}
-			o.after.Store(e.Cursor)
+		if err := s.stillValid(o.cert); err != nil {
+			return err
 		}
-		if len(entries) > 0 {
+		sent, err := s.sendSome(ctx, st, o, limit)
+		if err != nil {
+			return err
+		}
+		if sent > 0 {
 			continue
 		}
 		select {
@@ -99,6 +94,54 @@ func (s *Server) sendLetters(ctx context.Context, st network.Stream, o *outlet) 
 			return ctx.Err()
 		}
 	}
+}
+
+// sendSome reads up to limit letters and sends them, and returns how many. Memory is
+// held only while letters are in hand, and no more than theirs: most recipients
+// wait most of the time.
+func (s *Server) sendSome(ctx context.Context, st network.Stream, o *outlet, limit int) (int, error) {
+	if err := reserve(ctx, st.Scope()); err != nil {
+		return 0, err
+	}
+	held := readMost
+	release := func(n int) {
+		st.Scope().ReleaseMemory(n)
+		held -= n
+	}
+	defer func() { release(held) }()
+	entries, err := s.cfg.Store.Read(ctx, o.cert.Agent, o.after.Load(), limit, readBytes, s.cfg.Now())
+	if err != nil {
+		return 0, err
+	}
+	size := 0
+	for _, e := range entries {
+		size += len(e.Body)
+	}
+	release(max(held-size, 0))
+	for i := range entries {
+		e := &entries[i]
+		o.depart(e)
+		if err := sendItem(st, e); err != nil {
+			return i, fmt.Errorf("%w: send letter: %w", wire.Unreachable, err)
+		}
+		o.after.Store(e.Cursor)
+		release(min(len(e.Body), held))
+		e.Body = nil
+	}
+	return len(entries), nil
+}
+
+// reserve waits for the memory of one read: whoever collects is not turned away
+// because others are being sent theirs.
+func reserve(ctx context.Context, scope network.StreamScope) error {
+	for scope.ReserveMemory(readMost, network.ReservationPriorityMedium) != nil {
+		select {
+		case <-time.After(noMemory/2 + rand.N(noMemory)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // stillValid says whether a certificate that was verified may be used on.
@@ -113,10 +156,15 @@ func sendItem(st network.Stream, e *Entry) error {
 	if err := st.SetWriteDeadline(time.Now().Add(itemTime)); err != nil {
 		return err
 	}
-	if err := send(st, &mailboxpb.Item{Cursor: e.Cursor, Id: e.ID[:], Expires: e.Expires.Unix()}); err != nil {
+	item, err := proto.Marshal(&mailboxpb.Item{Cursor: e.Cursor, Id: e.ID[:], Expires: e.Expires.Unix()})
+	if err != nil {
 		return err
 	}
-	_, err := st.Write(wire.AppendFrame(nil, e.Body))
+	// The frame of the body in two parts, so that the body is not there twice.
+	if _, err := st.Write(binary.AppendUvarint(wire.AppendFrame(nil, item), uint64(len(e.Body)))); err != nil {
+		return err
+	}
+	_, err = st.Write(e.Body)
 	return err
 }
 
@@ -166,23 +214,30 @@ func readAck(in *bufio.Reader) (*mailboxpb.Ack, error) {
 	return &ack, nil
 }
 
-// depart waits until there is room for a letter among those under way.
-func (o *outlet) depart(ctx context.Context, e *Entry) error {
+// room waits until there is room for any letter among those under way, and returns
+// for how many.
+func (o *outlet) room(ctx context.Context) (letters int, err error) {
 	for {
 		o.mu.Lock()
-		if n := len(o.flight); n == 0 || n < maxFlight && o.bytes+len(e.Body) <= maxFlightBytes {
-			o.flight[e.Cursor] = len(e.Body)
-			o.bytes += len(e.Body)
-			o.mu.Unlock()
-			return nil
-		}
+		n, ok := len(o.flight), o.bytes+readMost <= maxFlightBytes
 		o.mu.Unlock()
+		if n == 0 || n < maxFlight && ok {
+			return min(maxFlight-n, readLetters), nil
+		}
 		select {
 		case <-o.freed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return 0, ctx.Err()
 		}
 	}
+}
+
+// depart begins the flight of a letter.
+func (o *outlet) depart(e *Entry) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.flight[e.Cursor] = len(e.Body)
+	o.bytes += len(e.Body)
 }
 
 // flying returns those of cursors that are under way: a recipient may speak of

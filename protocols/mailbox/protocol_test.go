@@ -45,8 +45,14 @@ type relay struct {
 
 func newRelay(t *testing.T, change func(*mailbox.ServerConfig)) *relay {
 	t.Helper()
+	return newRelayOn(t, change, func(h host.Host) stream.Mux { return h })
+}
+
+// newRelayOn is newRelay with streams from what mux makes of the relay's host.
+func newRelayOn(t *testing.T, change func(*mailbox.ServerConfig), mux func(host.Host) stream.Mux, opts ...libp2p.Option) *relay {
+	t.Helper()
 	r := &relay{T: t, net: overlaytest.NewNet(t, overlaytest.Latency), store: mailboxtest.NewMemory(), verify: identity.NewVerifier(mailboxtest.Lab, time.Now)}
-	r.host = r.net.Host()
+	r.host = r.net.Host(opts...)
 	r.info = overlaytest.Info(r.host)
 	cfg := mailbox.ServerConfig{Store: r.store, Verifier: r.verify, Log: zap.NewNop(), Observe: func(e mailbox.Event) {
 		r.mu.Lock()
@@ -58,15 +64,15 @@ func newRelay(t *testing.T, change func(*mailbox.ServerConfig)) *relay {
 	if change != nil {
 		change(&cfg)
 	}
-	r.serve(r.host, cfg)
+	r.serve(mux(r.host), cfg)
 	return r
 }
 
-func (r *relay) serve(h host.Host, cfg mailbox.ServerConfig) {
+func (r *relay) serve(m stream.Mux, cfg mailbox.ServerConfig) {
 	s := mailbox.NewServer(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); s.Run(ctx, h) }()
+	go func() { defer close(done); s.Run(ctx, m) }()
 	r.Cleanup(func() { cancel(); <-done })
 	synctest.Wait()
 }
