@@ -164,7 +164,7 @@ func New(cfg Config) (*Node, error) {
 	if err := n.translations.Add(document.Translation(), "of this program"); err != nil && wire.CodeOf(err) != wire.AlreadyExists {
 		return nil, err
 	}
-	n.post = &post{n: n}
+	n.post = &post{n: n, boxes: newBoxes()}
 	n.registry = handlers.New(handlers.Config{
 		Lenient:           cfg.Config.Capabilities.Validation == "lenient",
 		CorrelationHeader: cfg.Config.Observability.CorrelationHeader,

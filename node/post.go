@@ -5,7 +5,6 @@ import (
 	"crypto/hpke"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -28,11 +27,11 @@ import (
 // post is this agent's mail: what it leaves for others who are away, and its own
 // mailboxes. Sessions say what the letters say.
 type post struct {
-	n *Node
+	n     *Node
+	boxes *boxes
 
-	mu    sync.Mutex
-	boxes []peer.ID                  // relays where this agent is registered, in order
-	keys  map[uint32]hpke.PrivateKey // by version of the key certificate
+	mu   sync.Mutex
+	keys map[uint32]hpke.PrivateKey // by version of the key certificate
 }
 
 // maxBoxAddrs bounds the addresses that the directory has of one mailbox.
@@ -103,70 +102,6 @@ func boxesOf(names []string) []peer.AddrInfo {
 	return infos
 }
 
-// boxNames is what the directory says of this agent's mailboxes.
-func (p *post) boxNames() []string {
-	boxes := p.names()
-	var names []string
-	for _, id := range boxes {
-		info, ok := p.n.relays.of(id)
-		if !ok {
-			continue
-		}
-		for _, a := range info.addrs[:min(len(info.addrs), maxBoxAddrs)] {
-			names = append(names, a.String()+"/p2p/"+id.String())
-		}
-	}
-	return names
-}
-
-// names are the relays where this agent has a mailbox.
-func (p *post) names() []peer.ID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Clone(p.boxes)
-}
-
-// has reports whether this agent has a mailbox at a relay.
-func (p *post) has(relay peer.ID) bool {
-	return slices.Contains(p.names(), relay)
-}
-
-// wanted are the relays to have mailboxes at: those that have one already, as long as
-// they are there, then the best.
-func (p *post) wanted() []peer.AddrInfo {
-	all := p.n.relays.with(serviceMailbox)
-	boxes := p.names()
-	held := p.n.host.Relays()
-	rank := func(i relayInfo) int {
-		switch id := i.certificate.Peer; {
-		case slices.Contains(boxes, id):
-			return 0
-		case slices.Contains(held, id):
-			return 1
-		}
-		return 2
-	}
-	slices.SortStableFunc(all, func(a, b relayInfo) int { return rank(a) - rank(b) })
-	var list []peer.AddrInfo
-	for _, i := range all[:min(len(all), p.n.settings.Mailbox.Replicas)] {
-		list = append(list, peer.AddrInfo{ID: i.certificate.Peer, Addrs: i.addrs})
-	}
-	return list
-}
-
-// registered hears that a relay has given this agent a mailbox, or has not. One that
-// fails stays in the directory while it is known: it may hold letters.
-func (p *post) registered(relay peer.ID, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil && !slices.Contains(p.boxes, relay) {
-		wanted := func(id peer.ID) bool { _, ok := p.n.relays.of(id); return ok }
-		p.boxes = slices.DeleteFunc(p.boxes, func(id peer.ID) bool { return !wanted(id) })
-		p.boxes = append(p.boxes, relay)
-		p.n.announceAgain()
-	}
-}
-
 // mailboxKey returns the private key that letters to a version of this agent's
 // certificate are sealed to.
 func (p *post) mailboxKey(version uint32) (hpke.PrivateKey, error) {
@@ -188,9 +123,12 @@ func (p *post) mailboxKey(version uint32) (hpke.PrivateKey, error) {
 // collect takes in this agent's letters until ctx ends.
 func (p *post) collect(ctx context.Context) error {
 	n := p.n
+	if err := p.boxes.load(ctx, n.database); err != nil && ctx.Err() == nil {
+		n.log.Warn("not all mailboxes of this agent are known: letters may stay there", zap.Error(err))
+	}
 	me := mailbox.Recipient{Agent: n.cfg.Keys.Agent, Verifier: n.verifier, Mailbox: p.mailboxKey}
 	c := collector.New(collector.Config{
-		Dialer: n.host, Relays: p.wanted, Certificate: func() *identity.Certificate { return n.cfg.Keys.Certificate },
+		Dialer: n.host, Relays: p.wanted, Former: p.former, Certificate: func() *identity.Certificate { return n.cfg.Keys.Certificate },
 		Open:       func(l *mailbox.Letter) (*identity.Certificate, []byte, error) { return mailbox.Open(me, l, time.Now()) },
 		Deliver:    p.deliver,
 		Registered: p.registered,

@@ -1,6 +1,6 @@
 // Package collector is the recipient's side of the mailbox protocol: it keeps a
-// registration and a Collect at each of an agent's mailbox relays and delivers
-// every letter once.
+// registration and a Collect at each of an agent's mailbox relays, and a Collect at
+// those of before whose registration has not lapsed, and delivers every letter once.
 //
 //	relay 1 ── letters in order ──▶ ┐ open, seen before? ┌──▶ Deliver ── nil, or Permanent ──▶ done
 //	relay 2 ── letters in order ──▶ ┘   one at a time    └──▶ done      └─ other errors ─────▶ later
@@ -53,8 +53,13 @@ func (p *Permanent) Unwrap() error { return p.Err }
 // Config is what a recipient needs.
 type Config struct {
 	Dialer      mailbox.Dialer
-	Relays      func() []peer.AddrInfo       // where to have a mailbox; asked every few seconds; the first 16 count
+	Relays      func() []peer.AddrInfo       // where to have a mailbox; asked every few seconds
 	Certificate func() *identity.Certificate // this agent's present one, of Dialer's host
+
+	// Former returns relays where this agent has a registration that is not to be
+	// renewed: letters may wait or still come there. Those of Relays among them do not
+	// count. Of both together the first 16 are collected from. Nil: none.
+	Former func() []peer.AddrInfo
 
 	// Open is [mailbox.Open] with this agent's keys.
 	Open func(*mailbox.Letter) (*identity.Certificate, []byte, error)
@@ -65,9 +70,10 @@ type Config struct {
 	// and so on up to 5 min.
 	Deliver func(ctx context.Context, from *identity.Certificate, payload []byte, id mailbox.ID) error
 
-	// Registered hears that a relay has given this agent a mailbox, or renewed it; or
-	// why not. It must not block; nil: nobody does.
-	Registered func(relay peer.ID, err error)
+	// Registered hears until when a relay has given this agent a mailbox; or why not:
+	// wire.NotFound says that the relay has none for it any more. It must return soon;
+	// nil: nobody does.
+	Registered func(relay peer.ID, expires time.Time, err error)
 
 	Memory   Memory        // nil: letters are remembered while Run lasts
 	Lifetime time.Duration // of registrations; default mailbox.MaxLifetime
@@ -109,22 +115,22 @@ func (c *Collector) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	loops.Go(func() { c.remember(ctx) })
-	links := make(map[peer.ID]context.CancelFunc)
+	links := make(map[peer.ID]link)
 	tick := time.NewTicker(relaysEvery)
 	defer tick.Stop()
 	for {
 		relays := c.relays()
-		for id, cancel := range links {
-			if _, ok := find(relays, id); !ok {
-				cancel()
+		for id, l := range links {
+			if r, ok := find(relays, id); !ok || r.former != l.former {
+				l.cancel()
 				delete(links, id)
 			}
 		}
 		for _, r := range relays {
-			if links[r.ID] == nil {
-				link, cancel := context.WithCancel(ctx)
-				links[r.ID] = cancel
-				loops.Go(func() { c.follow(link, r.ID) })
+			if _, ok := links[r.ID]; !ok {
+				following, cancel := context.WithCancel(ctx)
+				links[r.ID] = link{cancel, r.former}
+				loops.Go(func() { c.follow(following, r) })
 			}
 		}
 		select {
@@ -135,25 +141,49 @@ func (c *Collector) Run(ctx context.Context) error {
 	}
 }
 
-func (c *Collector) relays() []peer.AddrInfo {
-	all := c.cfg.Relays()
+// link is a relay that is followed.
+type link struct {
+	cancel context.CancelFunc
+	former bool
+}
+
+// box is a relay to collect from.
+type box struct {
+	peer.AddrInfo
+	former bool // it is not registered with again
+}
+
+func (c *Collector) relays() (all []box) {
+	for _, r := range c.cfg.Relays() {
+		all = append(all, box{r, false})
+	}
+	if c.cfg.Former != nil {
+		for _, r := range c.cfg.Former() {
+			if _, ok := find(all, r.ID); !ok {
+				all = append(all, box{r, true})
+			}
+		}
+	}
 	return all[:min(len(all), maxRelays)]
 }
 
-func find(relays []peer.AddrInfo, id peer.ID) (peer.AddrInfo, bool) {
-	i := slices.IndexFunc(relays, func(r peer.AddrInfo) bool { return r.ID == id })
+func find(relays []box, id peer.ID) (box, bool) {
+	i := slices.IndexFunc(relays, func(r box) bool { return r.ID == id })
 	if i < 0 {
-		return peer.AddrInfo{}, false
+		return box{}, false
 	}
 	return relays[i], true
 }
 
 // follow keeps a Collect at one relay until ctx ends.
-func (c *Collector) follow(ctx context.Context, relay peer.ID) {
+func (c *Collector) follow(ctx context.Context, relay box) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = firstRetry, lastRetry
 	var reg registration
 	for ctx.Err() == nil {
+		if r, ok := find(c.relays(), relay.ID); ok { // else its addresses have gone just now
+			relay.Addrs = r.Addrs
+		}
 		letters, err := c.visit(ctx, relay, &reg)
 		if letters > 0 || err == nil {
 			wait.Reset()
@@ -161,7 +191,7 @@ func (c *Collector) follow(ctx context.Context, relay peer.ID) {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		c.cfg.Log.Debug("mailbox out of reach", zap.Stringer("relay", relay), zap.Error(err))
+		c.cfg.Log.Debug("mailbox out of reach", zap.Stringer("relay", relay.ID), zap.Error(err))
 		select {
 		case <-time.After(wait.NextBackOff()):
 		case <-ctx.Done():
@@ -175,34 +205,58 @@ type registration struct {
 	renew   time.Time
 }
 
+// register registers with a relay if that is due.
+func (c *Collector) register(ctx context.Context, relay peer.AddrInfo, cert *identity.Certificate, reg *registration) error {
+	now := time.Now()
+	if cert.Version == reg.version && now.Before(reg.renew) {
+		return nil
+	}
+	terms, err := mailbox.Register(ctx, c.cfg.Dialer, relay, cert, c.cfg.Lifetime)
+	given := min(max(terms.Expires.Sub(now), leastLifetime), c.cfg.Lifetime) // whatever the relay says
+	if ctx.Err() == nil {
+		c.registered(relay.ID, now.Add(given), err)
+	}
+	if err == nil {
+		*reg = registration{cert.Version, now.Add(given / 2)}
+	}
+	return err
+}
+
+func (c *Collector) registered(relay peer.ID, expires time.Time, err error) {
+	if c.cfg.Registered == nil {
+		return
+	}
+	if err != nil {
+		expires = time.Time{}
+	}
+	c.cfg.Registered(relay, expires, err)
+}
+
 // visit registers if that is due, and collects until the registration has to be
 // renewed or letters put back may be tried again: then without error. It returns
 // how many letters came.
-func (c *Collector) visit(ctx context.Context, relay peer.ID, reg *registration) (letters int, err error) {
-	info, _ := find(c.relays(), relay)
-	info.ID = relay // the addresses may have gone just now
+func (c *Collector) visit(ctx context.Context, relay box, reg *registration) (letters int, err error) {
 	cert := c.cfg.Certificate()
-	if now := time.Now(); cert.Version != reg.version || !now.Before(reg.renew) {
-		terms, err := mailbox.Register(ctx, c.cfg.Dialer, info, cert, c.cfg.Lifetime)
-		if c.cfg.Registered != nil && ctx.Err() == nil {
-			c.cfg.Registered(relay, err)
-		}
-		if err != nil {
+	if !relay.former {
+		if err := c.register(ctx, relay.AddrInfo, cert, reg); err != nil {
 			return 0, err
 		}
-		given := min(max(terms.Expires.Sub(now), leastLifetime), c.cfg.Lifetime) // whatever the relay says
-		*reg = registration{cert.Version, now.Add(given / 2)}
 	}
 	v := &visit{Collector: c}
-	if v.letters, err = mailbox.Collect(ctx, c.cfg.Dialer, info, cert, 0); err != nil {
+	if v.letters, err = mailbox.Collect(ctx, c.cfg.Dialer, relay.AddrInfo, cert, 0); err != nil {
 		return 0, err
 	}
-	visiting, end := context.WithDeadline(ctx, reg.renew)
+	until := reg.renew
+	if relay.former {
+		until = time.Now().Add(mailbox.MaxLifetime) // by then it has lapsed
+	}
+	visiting, end := context.WithDeadline(ctx, until)
 	defer end()
 	v.end = end
 	err = v.run(ctx, visiting)
-	if errors.Is(err, wire.NotFound) {
-		*reg = registration{} // the relay has lost it
+	if errors.Is(err, wire.NotFound) { // the relay has lost it, or it has lapsed
+		*reg = registration{}
+		c.registered(relay.ID, time.Time{}, err)
 	}
 	return v.count, err
 }
