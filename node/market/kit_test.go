@@ -204,6 +204,22 @@ func (s *side) proposes(rfp, amount string) string {
 	return d.Negotiation.ID()
 }
 
+// sign signs a move of this agent that its engine does not know.
+func (s *side) sign(m deal.Move) *deal.Signed {
+	s.w.t.Helper()
+	m.Author, m.At = s.Agent.Agent, m.At.UTC().Truncate(time.Millisecond)
+	signed, err := deal.Sign(m, s.Host, s.Certificate)
+	check(s.w.t, err)
+	return signed
+}
+
+func (s *side) negotiation(id string) deal.Negotiation {
+	s.w.t.Helper()
+	n, err := s.engine.Negotiation(s.w.t.Context(), id)
+	check(s.w.t, err)
+	return n.Negotiation
+}
+
 // state is that of a negotiation at one side; "" if it does not know it.
 func (s *side) state(id string) string {
 	s.w.t.Helper()

@@ -61,10 +61,10 @@ func (e *Engine) hear(ctx context.Context, raw []byte) error {
 }
 
 // credible checks what a move that was parsed with this node's verifier does not say by
-// itself: that the time is possible, and the checkpoint its author's.
+// itself: that its time has come, which it may later, and the checkpoint is its author's.
 func (e *Engine) credible(m *deal.Signed) error {
 	if m.At.After(time.Now().Add(maxSkew)) {
-		return wire.Errorf(wire.Replayed, "a move of the future: %s", m.At.Format(time.RFC3339))
+		return wire.Errorf(wire.HandlerUnavailable, "a move of the future: %s", m.At.Format(time.RFC3339))
 	}
 	if len(m.Checkpoint) > 0 {
 		if c, err := audit.ParseCheckpointBy(m.Checkpoint, certificateOf(m)); err != nil || c.Agent != m.Author {
