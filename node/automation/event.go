@@ -12,8 +12,8 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// Event is a situation in which this agent may move. As JSON it is what a handler
-// reads.
+// Event is a situation in which this agent may move, or that it has a contract. As JSON
+// it is what a handler reads.
 type Event struct {
 	On       string           `json:"on"`       // market.rfp, market.proposal or market.contract
 	RFP      string           `json:"rfp"`      // id of the request
@@ -65,7 +65,7 @@ func EventOf(self identity.AgentID, rfp *market.Signed, n *market.Negotiation, n
 	switch n.State(now) {
 	case market.Requested:
 	case market.Contracted, market.Settling, market.Fulfilled, market.Failed:
-		e.On = capability.OnContract
+		e.On, e.head = capability.OnContract, n.Prev(market.Fulfil)
 	default:
 		e.On = capability.OnNegotiation
 	}

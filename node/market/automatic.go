@@ -12,7 +12,8 @@ import (
 )
 
 // Decider says what to do in a negotiation when it is this agent's turn: n is nil while
-// nothing was said about the request. It may be asked about the same situation again.
+// nothing was said about the request. It may be asked about the same situation again. It
+// is also told of a contract, by whichever side was made, and then has nothing to decide.
 type Decider func(ctx context.Context, rfp *deal.Signed, n *deal.Negotiation) (Decision, error)
 
 // Decision is a move to make; of kind 0 none.
@@ -22,10 +23,16 @@ type Decision struct {
 	Reason   string
 }
 
-// decide asks the decider, if it is this agent's turn.
+// decide asks the decider, if it is this agent's turn to answer, or tells it of a contract.
 func (e *Engine) decide(t *talk) {
 	n := t.now()
-	if e.cfg.Decide == nil || n.Turn(time.Now()) != n.RoleOf(e.cfg.Agent) || n.State(time.Now()).Done() {
+	switch {
+	case e.cfg.Decide == nil:
+		return
+	case contractOf(n) != "":
+		e.announce(t)
+		return
+	case n.Turn(time.Now()) != n.RoleOf(e.cfg.Agent) || n.State(time.Now()).Done():
 		return
 	}
 	head := n.Head()
@@ -38,6 +45,27 @@ func (e *Engine) decide(t *talk) {
 			err = e.follow(ctx, t.id, head, d)
 		}
 		e.decided(t.id, err)
+	})
+}
+
+// announce tells the decider of a contract, once. A decider that fails is told again after
+// the next start, and so is one for which it was not stored any more that it knows.
+func (e *Engine) announce(t *talk) {
+	if !t.telling.CompareAndSwap(false, true) {
+		return
+	}
+	e.jobs.add(func(ctx context.Context) {
+		n := t.now()
+		if _, err := e.cfg.Decide(ctx, t.request.move, &n); err != nil {
+			if ctx.Err() == nil {
+				e.cfg.Logger.Warn("contract not told", zap.String("negotiation", t.id), zap.Error(err))
+			}
+			return
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.told = true
+		e.soil(t)
 	})
 }
 

@@ -123,7 +123,7 @@ type Engine struct {
 	received int                      // requests of others among them
 	buyers   map[identity.AgentID]int // how many are whose
 	taking   map[string]chan struct{} // requests of others that are being taken, by id
-	dirty    map[*talk]struct{}       // changed in memory alone: a receipt came
+	dirty    map[*talk]struct{}       // changed in memory alone: a receipt came, say
 	uses     map[string]*use          // by contract
 }
 

@@ -80,9 +80,7 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 	}
 	if len(t.unsent) > 0 && t.unsent[0] == m.Hash {
 		t.unsent = t.unsent[1:]
-		e.mu.Lock()
-		e.dirty[t] = struct{}{}
-		e.mu.Unlock()
+		e.soil(t)
 	}
 	t.wake()
 	t.mu.Unlock()

@@ -30,8 +30,10 @@ type talk struct {
 	over    bool                             // nothing is left to do
 	refused deal.Hash                        // the last own move that the other side would not have,
 	reason  wire.Code                        // and why
+	told    bool                             // the decider knows of the contract
 	stale   bool                             // what is stored may be something else: read it again
 
+	telling atomic.Bool // the decider is told of the contract, or was
 	sending atomic.Bool
 	tries   atomic.Int32  // failed attempts to send the first of unsent
 	retry   atomic.Int64  // when the next attempt is due, in Unix nanoseconds
@@ -72,40 +74,49 @@ func (t *talk) row(n deal.Negotiation, unsent []deal.Hash) (deals.Negotiation, e
 	}
 	return deals.Negotiation{
 		ID: t.id, Request: t.request.id, Contract: contractOf(n), Created: n.Moves()[0].At,
-		Done: len(unsent) == 0 && ended(n, time.Now()), Data: appendHashes(encoded, unsent),
+		Done: len(unsent) == 0 && ended(n, time.Now()), Data: appendRest(encoded, unsent, t.told),
 	}, nil
 }
 
-// appendHashes adds to a stored negotiation the hashes of moves that have no receipt:
+// toldBit is set beside the number of hashes if the decider knows of the contract.
+const toldBit = 1 << 15
+
+// appendRest adds to a stored negotiation the hashes of moves that have no receipt, and
+// whether the decider knows of the contract:
 //
-//	negotiation ‖ hash ‖ … ‖ number of hashes, 2 bytes
-func appendHashes(b []byte, hashes []deal.Hash) []byte {
+//	negotiation ‖ hash ‖ … ‖ number of hashes + toldBit if it does, 2 bytes
+func appendRest(b []byte, hashes []deal.Hash, told bool) []byte {
 	for _, h := range hashes {
 		b = append(b, h[:]...)
 	}
-	return binary.BigEndian.AppendUint16(b, uint16(len(hashes)))
+	number := uint16(len(hashes))
+	if told {
+		number |= toldBit
+	}
+	return binary.BigEndian.AppendUint16(b, number)
 }
 
-// cutHashes takes apart what appendHashes made.
-func cutHashes(b []byte) (negotiation []byte, hashes []deal.Hash, err error) {
+// cutRest takes apart what appendRest made.
+func cutRest(b []byte) (negotiation []byte, hashes []deal.Hash, told bool, err error) {
 	const size = len(deal.Hash{})
 	end := len(b) - 2
 	if end < 0 {
-		return nil, nil, wire.Errorf(wire.Malformed, "a row of %d bytes", len(b))
+		return nil, nil, false, wire.Errorf(wire.Malformed, "a row of %d bytes", len(b))
 	}
-	begin := end - size*int(binary.BigEndian.Uint16(b[end:]))
+	number := binary.BigEndian.Uint16(b[end:])
+	begin := end - size*int(number&^toldBit)
 	if begin < 0 {
-		return nil, nil, wire.Errorf(wire.Malformed, "a row of %d bytes that ends within its hashes", len(b))
+		return nil, nil, false, wire.Errorf(wire.Malformed, "a row of %d bytes that ends within its hashes", len(b))
 	}
 	for at := begin; at < end; at += size {
 		hashes = append(hashes, deal.Hash(b[at:at+size]))
 	}
-	return b[:begin], hashes, nil
+	return b[:begin], hashes, number&toldBit != 0, nil
 }
 
 func readTalk(r *request, row deals.Negotiation) (*talk, error) {
 	var n deal.Negotiation
-	encoded, unsent, err := cutHashes(row.Data)
+	encoded, unsent, told, err := cutRest(row.Data)
 	if err == nil {
 		n, err = deal.DecodeNegotiation(encoded)
 	}
@@ -113,7 +124,8 @@ func readTalk(r *request, row deals.Negotiation) (*talk, error) {
 		return nil, fmt.Errorf("stored negotiation %s: %w", row.ID, err)
 	}
 	t := newTalk(r, n)
-	t.unsent = unsent
+	t.unsent, t.told = unsent, told
+	t.telling.Store(told)
 	return t, nil
 }
 
@@ -415,6 +427,13 @@ func (e *Engine) closeTalk(ctx context.Context, t *talk, n deal.Negotiation, now
 	if n.State(now) == deal.Expired && n.State(time.Time{}) != deal.Expired {
 		e.events.publish(Event{Event: "expired", RFP: t.request.id, Negotiation: &n, From: e.cfg.Agent, At: now})
 	}
+}
+
+// soil notes that a negotiation has changed in memory alone; t.mu is held.
+func (e *Engine) soil(t *talk) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dirty[t] = struct{}{}
 }
 
 // flush stores what changed in memory alone.
