@@ -42,7 +42,7 @@ const (
 func (n *Node) newMarket() *market.Engine {
 	s := n.settings.Market
 	return market.New(market.Config{
-		Agent: n.cfg.Keys.Agent, Signer: n.signer, Verify: n.verifier.Verify,
+		Agent: n.cfg.Keys.Agent, Signer: n.signer, Verify: n.verifier.Verify, VerifyFrom: n.verifyFrom,
 		DB: n.database, Log: n.audit, Peers: trading{n},
 		Offers: n.offers, Details: n.checkDetails, Decide: n.decide,
 		ProposalTTL: s.ProposalTTL, MaxOpen: s.MaxOpen, MaxRounds: s.MaxRounds, Reach: s.Reach,
@@ -52,6 +52,20 @@ func (n *Node) newMarket() *market.Engine {
 
 func (n *Node) signer() (crypto.PrivKey, *identity.Certificate) {
 	return n.cfg.Keys.Host, n.cfg.Keys.Certificate
+}
+
+// verifyFrom verifies the certificate of what came over a session. It may be a former one,
+// for the agent at the other end has proved to have the newest.
+func (n *Node) verifyFrom(id string, cert []byte) (*identity.Certificate, error) {
+	c, err := n.verifier.Verify(cert)
+	if err == nil || !errors.Is(err, wire.KeyExpired) && !errors.Is(err, wire.KeySuperseded) {
+		return c, err
+	}
+	s, _, missing := n.sessions.Find(id)
+	if missing != nil || s == nil {
+		return nil, err
+	}
+	return n.verifier.VerifyFormer(cert, s.Peer())
 }
 
 func (n *Node) auditConfig() audit.Config {

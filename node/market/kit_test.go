@@ -3,6 +3,7 @@ package market
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/zap"
 
 	"openmesh/node/audit"
@@ -43,6 +45,7 @@ const (
 	unheard        // its receipt does not
 	repeated       // it arrives twice
 	denied         // the other side will not have it
+	bare           // its receipt comes without the moves in it
 )
 
 // side is one agent.
@@ -74,6 +77,13 @@ func within(t *testing.T, f func(*testing.T, *world)) {
 	})
 }
 
+// fails has the network do what f says from now on.
+func (w *world) fails(f func(from, to identity.AgentID, n int) fault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = f
+}
+
 func (w *world) agent(name string) *side {
 	s := &side{Agent: protocoltest.NewAgent(w.t, 64512, time.Now()), w: w, name: name, file: filepath.Join(w.t.TempDir(), name+".db")}
 	s.start()
@@ -88,8 +98,16 @@ func (s *side) start() {
 	signer := func() (crypto.PrivKey, *identity.Certificate) { return s.Host, s.Certificate }
 	log, err := audit.Open(t.Context(), audit.Config{DB: db, Agent: s.Agent.Agent, Signer: signer})
 	check(t, err)
+	verifier := identity.NewVerifier(64512, time.Now)
+	from := func(session string, raw []byte) (*identity.Certificate, error) {
+		present := s.w.present(session)
+		if _, err := verifier.Verify(present.Raw); err != nil {
+			return nil, err
+		}
+		return verifier.VerifyFormer(raw, present)
+	}
 	e := New(Config{
-		Agent: s.Agent.Agent, Signer: signer, Verify: identity.NewVerifier(64512, time.Now).Verify, DB: db, Log: log, Peers: s,
+		Agent: s.Agent.Agent, Signer: signer, Verify: verifier.Verify, VerifyFrom: from, DB: db, Log: log, Peers: s,
 		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, Logger: zap.NewNop(),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -117,6 +135,31 @@ func (s *side) stop() {
 
 func (s *side) restart() { s.stop(); s.start() }
 
+// rotate has an agent sign with another key from its next start on.
+func (s *side) rotate() {
+	t := s.w.t
+	t.Helper()
+	host, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	check(t, err)
+	next := *s.Certificate
+	next.Version++
+	next.Peer, err = peer.IDFromPrivateKey(host)
+	check(t, err)
+	cert, err := identity.IssueCertificate(s.Root, next)
+	check(t, err)
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.Host, s.Certificate = host, cert
+}
+
+// present is the certificate that an agent has opened a session with: sessions have the
+// id of the agent at the other end.
+func (w *world) present(session string) *identity.Certificate {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sides[identity.AgentID(session)].Certificate
+}
+
 // Post implements [Peers].
 func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []byte) (Reply, error) {
 	w := s.w
@@ -137,9 +180,9 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []b
 	if f == denied {
 		return Reply{}, wire.Errorf(wire.Denied, "%s denies", to)
 	}
-	receipt, err := e.Receive(ctx, s.Agent.Agent, "session", slices.Clone(move))
+	receipt, err := e.Receive(ctx, s.Agent.Agent, string(s.Agent.Agent), slices.Clone(move))
 	if f == repeated {
-		receipt, err = e.Receive(ctx, s.Agent.Agent, "session", slices.Clone(move))
+		receipt, err = e.Receive(ctx, s.Agent.Agent, string(s.Agent.Agent), slices.Clone(move))
 	}
 	if err == nil && f == unheard {
 		err = wire.Errorf(wire.Unreachable, "the answer of %s was lost", to)
@@ -147,7 +190,10 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []b
 	if err != nil {
 		return Reply{}, err
 	}
-	return Reply{Body: receipt.Encode(), Session: "session"}, nil
+	if f == bare {
+		receipt.Moves = nil
+	}
+	return Reply{Body: receipt.Encode(), Session: string(to)}, nil
 }
 
 // Providers implements [Peers]: all others that are on.

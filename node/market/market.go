@@ -70,9 +70,14 @@ type Config struct {
 	Agent  identity.AgentID
 	Signer func() (crypto.PrivKey, *identity.Certificate)
 	Verify func(certificate []byte) (*identity.Certificate, error) // that it is of this realm, in force and not superseded
-	DB     *store.Store
-	Log    *audit.Log
-	Peers  Peers
+
+	// VerifyFrom is Verify for what came over a session, by its id, from the certificate's
+	// agent: that may also be a former one of the agent's, see [deal.ParseFrom].
+	VerifyFrom func(session string, certificate []byte) (*identity.Certificate, error)
+
+	DB    *store.Store
+	Log   *audit.Log
+	Peers Peers
 
 	// Offers reports whether this agent offers a capability, in a range of versions, to
 	// another: requests for others are not kept.

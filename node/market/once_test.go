@@ -50,7 +50,7 @@ func TestRequestComesOften(t *testing.T) {
 		for range 8 {
 			all.Go(func() {
 				seller.engine.Hear(s.Move.Raw)
-				_, err := seller.engine.Receive(t.Context(), buyer.Agent.Agent, "session", s.Move.Raw)
+				_, err := seller.engine.Receive(t.Context(), buyer.Agent.Agent, string(buyer.Agent.Agent), s.Move.Raw)
 				if err != nil {
 					t.Error(err)
 				}

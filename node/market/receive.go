@@ -21,10 +21,7 @@ func (e *Engine) Receive(ctx context.Context, from identity.AgentID, session str
 	if err := e.await(ctx); err != nil {
 		return nil, wire.Errorf(wire.HandlerUnavailable, "not ready: %w", err)
 	}
-	m, err := deal.ParseBy(raw, e.cfg.Verify)
-	if err == nil && m.Author != from {
-		err = wire.Errorf(wire.Unauthenticated, "a move of %s, sent by another", m.Author)
-	}
+	m, err := deal.ParseFrom(raw, from, func(cert []byte) (*identity.Certificate, error) { return e.cfg.VerifyFrom(session, cert) })
 	if err == nil {
 		err = e.credible(m)
 	}

@@ -1,6 +1,7 @@
 package market
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -57,6 +58,10 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 	tries := int(t.tries.Load())
 	receipt, session, err := e.post(ctx, t.peer(), attempt(m.Hash, tries), m.Raw)
 	e.cfg.Observe("sent", m.Kind, err)
+	if err == nil {
+		e.cfg.Log.Note(e.receiptEntry(t.id, t.peer(), session, receipt))
+		err = e.takeReceipt(ctx, t, session, m, receipt)
+	}
 	code := wire.CodeOf(err)
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -69,9 +74,6 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 		return err
 	case err != nil:
 		e.cfg.Logger.Warn("move refused", zap.String("negotiation", t.id), zap.Stringer("move", m.Kind), zap.String("code", code.String()))
-	default:
-		e.cfg.Log.Note(e.receiptEntry(t.id, t.peer(), session, receipt))
-		e.takeAll(ctx, t.peer(), session, receipt.Moves)
 	}
 	t.tries.Store(0)
 	t.mu.Lock()
@@ -87,8 +89,26 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 	return nil
 }
 
-// takeAll takes the moves of a receipt.
-func (e *Engine) takeAll(ctx context.Context, from identity.AgentID, session string, moves [][]byte) {
+// takeReceipt takes the answer to a move. The error says that the move was refused, though
+// nothing came that counts in its place; or that the answer is not all there, and the
+// move is to be sent again.
+func (e *Engine) takeReceipt(ctx context.Context, t *talk, session string, m *deal.Signed, r *deal.Receipt) error {
+	if err := e.takeAll(ctx, t.peer(), session, r.Moves); err != nil {
+		return wire.Errorf(wire.HandlerUnavailable, "a move in the receipt was not taken: %w", err)
+	}
+	n := t.now()
+	switch {
+	case r.Code != 0 && n.Find(m.Hash) != nil:
+		return wire.Errorf(r.Code, "%s is %s there", t.id, r.State)
+	case m.Kind == deal.Accept && n.Head() == m.Hash: // which binds this agent until it is answered
+		return wire.Errorf(wire.HandlerUnavailable, "the receipt does not answer the acceptance")
+	}
+	return nil
+}
+
+// takeAll takes the moves of a receipt. The error is that of a move that may be taken if
+// it comes again.
+func (e *Engine) takeAll(ctx context.Context, from identity.AgentID, session string, moves [][]byte) (missing error) {
 	for _, raw := range moves {
 		receipt, err := e.Receive(ctx, from, session, raw)
 		if err == nil && receipt.Code != 0 {
@@ -97,7 +117,11 @@ func (e *Engine) takeAll(ctx context.Context, from identity.AgentID, session str
 		if err != nil {
 			e.cfg.Logger.Debug("move in a receipt not taken", zap.String("agent", string(from)), zap.Error(err))
 		}
+		if err != nil && !permanent(wire.CodeOf(err)) {
+			missing = cmp.Or(missing, err)
+		}
 	}
+	return missing
 }
 
 // post sends a move and waits for the receipt, but not for long.

@@ -18,10 +18,10 @@ func TestMoveOfTheFutureWaits(t *testing.T) {
 		reach(t, id, "proposed", buyer, seller)
 		n := buyer.negotiation(id)
 		m := seller.sign(deal.Move{Kind: deal.Withdraw, RFP: n.RFP().Hash, Prev: n.Head(), To: n.Buyer(), At: time.Now().Add(maxSkew + time.Minute)})
-		_, err := buyer.engine.Receive(t.Context(), seller.Agent.Agent, "session", m.Raw)
+		_, err := buyer.engine.Receive(t.Context(), seller.Agent.Agent, string(seller.Agent.Agent), m.Raw)
 		refused(t, err, wire.HandlerUnavailable)
 		<-time.After(2 * time.Minute)
-		_, err = buyer.engine.Receive(t.Context(), seller.Agent.Agent, "session", m.Raw)
+		_, err = buyer.engine.Receive(t.Context(), seller.Agent.Agent, string(seller.Agent.Agent), m.Raw)
 		check(t, err)
 		if got := buyer.state(id); got != "withdrawn" {
 			t.Errorf("the state is %s, want withdrawn", got)
