@@ -31,6 +31,7 @@ import (
 	"math"
 	"sync"
 	"time"
+	"weak"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"go.uber.org/zap"
@@ -122,14 +123,15 @@ type Engine struct {
 	loaded chan struct{}
 
 	mu       sync.Mutex
-	requests map[string]*request      // open ones, by id
-	talks    map[string]*talk         // that are not over, by id
-	open     map[string]int           // how many of them, by request
-	received int                      // requests of others among them
-	buyers   map[identity.AgentID]int // how many are whose
-	taking   map[string]chan struct{} // requests of others that are being taken, by id
-	dirty    map[*talk]struct{}       // changed in memory alone: a receipt came, say
-	uses     map[string]*use          // by contract
+	requests map[string]*request              // open ones, by id
+	known    map[string]weak.Pointer[request] // these and others that somebody works on
+	talks    map[string]*talk                 // that are not over, by id
+	open     map[string]int                   // how many of them, by request
+	received int                              // requests of others among them
+	buyers   map[identity.AgentID]int         // how many are whose
+	taking   map[string]chan struct{}         // requests that are being taken or read, by id
+	dirty    map[*talk]struct{}               // changed in memory alone: a receipt came
+	uses     map[string]*use                  // by contract
 }
 
 // New returns an engine that is not running.
@@ -143,7 +145,7 @@ func New(cfg Config) *Engine {
 	}
 	return &Engine{
 		cfg: cfg, rows: deals.New(cfg.DB), jobs: newQueue(), events: newEvents(), loaded: make(chan struct{}),
-		requests: make(map[string]*request), talks: make(map[string]*talk), open: make(map[string]int), taking: make(map[string]chan struct{}), buyers: make(map[identity.AgentID]int),
+		requests: make(map[string]*request), known: make(map[string]weak.Pointer[request]), talks: make(map[string]*talk), open: make(map[string]int), taking: make(map[string]chan struct{}), buyers: make(map[identity.AgentID]int),
 		dirty: make(map[*talk]struct{}), uses: make(map[string]*use),
 	}
 }
@@ -195,6 +197,11 @@ func (e *Engine) sweep(ctx context.Context, now time.Time) {
 	var requests []*request
 	for _, r := range e.requests {
 		requests = append(requests, r)
+	}
+	for id, r := range e.known {
+		if r.Value() == nil {
+			delete(e.known, id)
+		}
 	}
 	var talks []*talk
 	for _, t := range e.talks {

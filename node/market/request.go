@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -118,7 +117,7 @@ func (e *Engine) original(ctx context.Context, b *store.Batch, doc []byte, now t
 		if release, err = e.claim(ctx, m.Hash.ID()); err != nil {
 			return nil, nil, err
 		}
-		_, err = e.request(ctx, m.Hash.ID())
+		_, err = e.claimed(ctx, m.Hash.ID())
 		if wire.CodeOf(err) == wire.NotFound {
 			return m, release, nil
 		}
@@ -129,7 +128,8 @@ func (e *Engine) original(ctx context.Context, b *store.Batch, doc []byte, now t
 	}
 }
 
-// keepRequest stores a new request, together with b, and knows it from then on.
+// keepRequest stores a new request, which is claimed, together with b, and knows it from
+// then on.
 func (e *Engine) keepRequest(ctx context.Context, b *store.Batch, r *request, direction, session string) error {
 	r.mu.Lock()
 	e.rows.PutRequest(b, r.row())
@@ -145,50 +145,8 @@ func (e *Engine) keepRequest(ctx context.Context, b *store.Batch, r *request, di
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if _, known := e.requests[r.id]; !known {
-		e.requests[r.id] = r
-		e.count(r, 1)
-	}
+	e.add(r)
 	return nil
-}
-
-// count notes that a request is there, or is not any more; e.mu is held.
-func (e *Engine) count(r *request, change int) {
-	if r.sent {
-		return
-	}
-	buyer := r.move.Author
-	e.received += change
-	if e.buyers[buyer] += change; e.buyers[buyer] == 0 {
-		delete(e.buyers, buyer)
-	}
-}
-
-// claim waits until nobody else takes the request with that id: it comes over sessions
-// and topics at the same time, and is taken once.
-func (e *Engine) claim(ctx context.Context, id string) (release func(), err error) {
-	for {
-		e.mu.Lock()
-		other := e.taking[id]
-		if other == nil {
-			break
-		}
-		e.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-	defer e.mu.Unlock()
-	done := make(chan struct{})
-	e.taking[id] = done
-	return func() {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		delete(e.taking, id)
-		close(done)
-	}, nil
 }
 
 // takeRequest is a request of another agent that came over a session, or a broadcast: it
@@ -199,7 +157,7 @@ func (e *Engine) takeRequest(ctx context.Context, session string, m *deal.Signed
 		return nil, err
 	}
 	defer release()
-	known, err := e.request(ctx, m.Hash.ID())
+	known, err := e.claimed(ctx, m.Hash.ID())
 	if err == nil && known.move.Hash == m.Hash {
 		return &deal.Receipt{State: deal.Requested.String(), Head: m.Hash}, nil
 	}
@@ -227,18 +185,6 @@ func (e *Engine) takeRequest(ctx context.Context, session string, m *deal.Signed
 	return &deal.Receipt{State: deal.Requested.String(), Head: m.Hash}, nil
 }
 
-// room refuses a request that is one too many: one buyer gets a quarter of what there
-// is.
-func (e *Engine) room(buyer identity.AgentID) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	of := e.buyers[buyer]
-	if e.received >= e.cfg.MaxOpen || of >= max(e.cfg.MaxOpen/4, 1) {
-		return wire.Errorf(wire.ResourceExhausted, "%d requests are open, %d of them of %s", e.received, of, buyer)
-	}
-	return nil
-}
-
 // details checks details of a move's document against the schema that they name.
 func (e *Engine) details(ctx context.Context, m *deal.Signed) error {
 	var ref *deal.SchemaRef
@@ -262,57 +208,6 @@ func (e *Engine) details(ctx context.Context, m *deal.Signed) error {
 		return &located
 	}
 	return err
-}
-
-// request returns a request by its id or a unique prefix, also one that is over.
-func (e *Engine) request(ctx context.Context, id string) (*request, error) {
-	if err := checkID("request", id); err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	r := e.requests[id]
-	e.mu.Unlock()
-	if r != nil {
-		return r, nil
-	}
-	row, err := e.rows.Request(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	r = e.requests[row.ID]
-	e.mu.Unlock()
-	if r != nil {
-		return r, nil
-	}
-	return e.readRequest(ctx, row)
-}
-
-// readRequest makes a request of its row.
-func (e *Engine) readRequest(ctx context.Context, row deals.Request) (*request, error) {
-	var s stored
-	err := json.Unmarshal(row.Data, &s)
-	var m *deal.Signed
-	if err == nil {
-		m, err = deal.Parse(s.Move)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("stored request %s: %w", row.ID, err)
-	}
-	r := newRequest(m, row.Sent)
-	r.cancelled, r.reason, r.done = s.Cancelled, s.Reason, row.Done
-	if s.Asked != nil {
-		r.asked = s.Asked
-	}
-	err = e.rows.Under(ctx, r.id, func(row deals.Negotiation) error {
-		t, err := readTalk(r, row)
-		if err == nil {
-			r.count(t.id, t.now())
-			r.sellers++
-		}
-		return err
-	})
-	return r, err
 }
 
 // count notes what a negotiation holds of the quantity. What failed may be awarded again.
@@ -342,112 +237,6 @@ func (r *request) hold(id string, quantity int64) error {
 	}
 	r.held[id] = quantity
 	return nil
-}
-
-// mind looks for providers of a request of this agent when that is due, and closes a
-// request that is over.
-func (e *Engine) mind(ctx context.Context, r *request, now time.Time) {
-	r.mu.Lock()
-	over := r.cancelled || !r.rfp.Deadline.After(now)
-	due := r.sent && !over && !now.Before(r.next)
-	if due {
-		r.next = now.Add(r.wait)
-		r.wait = min(r.wait*2, lastAsk)
-	}
-	r.mu.Unlock()
-	switch {
-	case due:
-		e.jobs.add(func(ctx context.Context) { e.ask(ctx, r) })
-	case over:
-		e.closeRequest(ctx, r)
-	}
-}
-
-// closeRequest forgets a request that is over, once its negotiations are.
-func (e *Engine) closeRequest(ctx context.Context, r *request) {
-	e.mu.Lock()
-	busy := e.open[r.id] > 0
-	e.mu.Unlock()
-	if busy {
-		return
-	}
-	r.mu.Lock()
-	r.done = true
-	var b store.Batch
-	e.rows.PutRequest(&b, r.row())
-	stored := e.put("close a request", &b)
-	r.mu.Unlock()
-	if err := stored(ctx); err != nil {
-		return // the next sweep tries again
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.requests[r.id] == r {
-		delete(e.requests, r.id)
-		e.count(r, -1)
-	}
-}
-
-// ask sends a request to providers that do not have it yet, and to all who listen.
-func (e *Engine) ask(ctx context.Context, r *request) {
-	r.mu.Lock()
-	first := len(r.asked) == 0
-	r.mu.Unlock()
-	if first {
-		e.cfg.Peers.Broadcast(ctx, r.rfp, r.move.Raw)
-	}
-	found, err := e.cfg.Peers.Providers(ctx, r.rfp, e.cfg.Reach)
-	if err != nil {
-		e.cfg.Logger.Debug("no providers found", zap.String("rfp", r.id), zap.Error(err))
-	}
-	var send []identity.AgentID
-	r.mu.Lock()
-	for _, a := range found {
-		if _, asked := r.asked[a]; !asked && a != e.cfg.Agent && len(r.asked) < e.cfg.Reach {
-			r.asked[a] = false
-			send = append(send, a)
-		}
-	}
-	r.mu.Unlock()
-	for _, a := range send {
-		e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, a, 0) })
-	}
-}
-
-// sendRequest sends a request to one provider until it has it, or the deadline passes.
-func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentID, tries int) {
-	if !r.rfp.Deadline.After(time.Now()) {
-		return
-	}
-	receipt, session, err := e.post(ctx, to, attempt(r.move.Hash, tries), r.move.Raw)
-	e.cfg.Observe("sent", deal.Request, err)
-	switch code := wire.CodeOf(err); {
-	case ctx.Err() != nil:
-		return
-	case err != nil && permanent(code):
-		e.cfg.Logger.Debug("request refused", zap.String("rfp", r.id), zap.String("agent", string(to)), zap.Error(err))
-		return
-	case err != nil:
-		if code != wire.DeadlineExceeded {
-			tries++
-		}
-		time.AfterFunc(retryAfter(tries), func() {
-			e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, to, tries) })
-		})
-		return
-	}
-	e.cfg.Log.Note(e.receiptEntry(r.id, to, session, receipt))
-	r.mu.Lock()
-	r.asked[to] = true
-	var b store.Batch
-	e.rows.PutRequest(&b, r.row())
-	stored := e.put("store who has a request", &b)
-	r.mu.Unlock()
-	if err := stored(ctx); err != nil {
-		e.cfg.Logger.Debug("who has a request is not stored", zap.Error(err)) // it would be sent again
-	}
-	e.events.publish(Event{Event: "reached", RFP: r.id, From: to, At: time.Now()})
-	e.takeAll(ctx, to, session, receipt.Moves)
 }
 
 // CancelRFP ends a request of this agent, and tells those who have it.

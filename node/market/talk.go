@@ -162,8 +162,7 @@ func (e *Engine) load(ctx context.Context) error {
 			return err
 		}
 		e.mu.Lock()
-		e.requests[r.id] = r
-		e.count(r, 1)
+		e.add(r)
 		e.mu.Unlock()
 	}
 	var rows []deals.Negotiation
@@ -228,11 +227,7 @@ func (e *Engine) talk(ctx context.Context, r *request, seller identity.AgentID) 
 		return nil, wire.Errorf(wire.ResourceExhausted, "request %s is negotiated with %d sellers", r.id, r.sellers)
 	}
 	r.sellers++
-	if e.requests[r.id] == nil { // it was over
-		e.requests[r.id] = r
-		e.count(r, 1)
-	}
-	t := newTalk(e.requests[r.id], n)
+	t := newTalk(r, n)
 	e.keep(t)
 	return t, nil
 }
@@ -317,8 +312,9 @@ func (e *Engine) commit(ctx context.Context, t *talk, next deal.Negotiation, ses
 	return nil
 }
 
-// keep has a negotiation in memory; e.mu is held.
+// keep has a negotiation and its request in memory; e.mu is held.
 func (e *Engine) keep(t *talk) {
+	e.add(t.request)
 	if e.talks[t.id] == nil {
 		e.talks[t.id] = t
 		e.open[t.request.id]++

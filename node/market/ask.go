@@ -1,0 +1,94 @@
+package market
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"openmesh/node/store"
+	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/wire"
+)
+
+// mind looks for providers of a request of this agent when that is due, and closes a
+// request that is over.
+func (e *Engine) mind(ctx context.Context, r *request, now time.Time) {
+	r.mu.Lock()
+	over := r.cancelled || !r.rfp.Deadline.After(now)
+	due := r.sent && !over && !now.Before(r.next)
+	if due {
+		r.next = now.Add(r.wait)
+		r.wait = min(r.wait*2, lastAsk)
+	}
+	r.mu.Unlock()
+	switch {
+	case due:
+		e.jobs.add(func(ctx context.Context) { e.ask(ctx, r) })
+	case over:
+		e.closeRequest(ctx, r)
+	}
+}
+
+// ask sends a request to providers that do not have it yet, and to all who listen.
+func (e *Engine) ask(ctx context.Context, r *request) {
+	r.mu.Lock()
+	first := len(r.asked) == 0
+	r.mu.Unlock()
+	if first {
+		e.cfg.Peers.Broadcast(ctx, r.rfp, r.move.Raw)
+	}
+	found, err := e.cfg.Peers.Providers(ctx, r.rfp, e.cfg.Reach)
+	if err != nil {
+		e.cfg.Logger.Debug("no providers found", zap.String("rfp", r.id), zap.Error(err))
+	}
+	var send []identity.AgentID
+	r.mu.Lock()
+	for _, a := range found {
+		if _, asked := r.asked[a]; !asked && a != e.cfg.Agent && len(r.asked) < e.cfg.Reach {
+			r.asked[a] = false
+			send = append(send, a)
+		}
+	}
+	r.mu.Unlock()
+	for _, a := range send {
+		e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, a, 0) })
+	}
+}
+
+// sendRequest sends a request to one provider until it has it, or the deadline passes.
+func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentID, tries int) {
+	if !r.rfp.Deadline.After(time.Now()) {
+		return
+	}
+	receipt, session, err := e.post(ctx, to, attempt(r.move.Hash, tries), r.move.Raw)
+	e.cfg.Observe("sent", deal.Request, err)
+	switch code := wire.CodeOf(err); {
+	case ctx.Err() != nil:
+		return
+	case err != nil && permanent(code):
+		e.cfg.Logger.Debug("request refused", zap.String("rfp", r.id), zap.String("agent", string(to)), zap.Error(err))
+		return
+	case err != nil:
+		if code != wire.DeadlineExceeded {
+			tries++
+		}
+		time.AfterFunc(retryAfter(tries), func() {
+			e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, to, tries) })
+		})
+		return
+	}
+	e.cfg.Log.Note(e.receiptEntry(r.id, to, session, receipt))
+	r.mu.Lock()
+	r.asked[to] = true
+	var b store.Batch
+	e.rows.PutRequest(&b, r.row())
+	stored := e.put("store who has a request", &b)
+	r.mu.Unlock()
+	if err := stored(ctx); err != nil {
+		e.cfg.Logger.Debug("who has a request is not stored", zap.Error(err)) // it would be sent again
+	}
+	e.events.publish(Event{Event: "reached", RFP: r.id, From: to, At: time.Now()})
+	e.takeAll(ctx, to, session, receipt.Moves)
+}

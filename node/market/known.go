@@ -1,0 +1,175 @@
+package market
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"weak"
+
+	"openmesh/node/store"
+	"openmesh/node/store/deals"
+	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/wire"
+)
+
+// All that is promised of a request is counted in one place: whoever works on a request
+// has the same *request, also if it is over and known to nobody else.
+
+// request returns a request by its id or a unique prefix, also one that is over.
+func (e *Engine) request(ctx context.Context, id string) (*request, error) {
+	if err := checkID("request", id); err != nil {
+		return nil, err
+	}
+	if r := e.inMemory(id); r != nil {
+		return r, nil
+	}
+	row, err := e.rows.Request(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	release, err := e.claim(ctx, row.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return e.claimed(ctx, row.ID)
+}
+
+// claimed is request by the whole id, for who has claimed it.
+func (e *Engine) claimed(ctx context.Context, id string) (*request, error) {
+	if r := e.inMemory(id); r != nil {
+		return r, nil
+	}
+	row, err := e.rows.Request(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.readRequest(ctx, row)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.known[r.id] = weak.Make(r)
+	return r, nil
+}
+
+// inMemory returns a request by its id, if somebody has it.
+func (e *Engine) inMemory(id string) *request {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.known[id].Value()
+}
+
+// add has a request in memory; e.mu is held.
+func (e *Engine) add(r *request) {
+	if e.requests[r.id] == nil {
+		e.requests[r.id] = r
+		e.known[r.id] = weak.Make(r)
+		e.count(r, 1)
+	}
+}
+
+// readRequest makes a request of its row.
+func (e *Engine) readRequest(ctx context.Context, row deals.Request) (*request, error) {
+	var s stored
+	err := json.Unmarshal(row.Data, &s)
+	var m *deal.Signed
+	if err == nil {
+		m, err = deal.Parse(s.Move)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stored request %s: %w", row.ID, err)
+	}
+	r := newRequest(m, row.Sent)
+	r.cancelled, r.reason, r.done = s.Cancelled, s.Reason, row.Done
+	if s.Asked != nil {
+		r.asked = s.Asked
+	}
+	err = e.rows.Under(ctx, r.id, func(row deals.Negotiation) error {
+		t, err := readTalk(r, row)
+		if err == nil {
+			r.count(t.id, t.now())
+			r.sellers++
+		}
+		return err
+	})
+	return r, err
+}
+
+// claim waits until nobody else takes or reads the request with that id: it comes over
+// sessions and topics at the same time, and is taken once.
+func (e *Engine) claim(ctx context.Context, id string) (release func(), err error) {
+	for {
+		e.mu.Lock()
+		other := e.taking[id]
+		if other == nil {
+			break
+		}
+		e.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	defer e.mu.Unlock()
+	done := make(chan struct{})
+	e.taking[id] = done
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.taking, id)
+		close(done)
+	}, nil
+}
+
+// count notes that a request is there, or is not any more; e.mu is held.
+func (e *Engine) count(r *request, change int) {
+	if r.sent {
+		return
+	}
+	buyer := r.move.Author
+	e.received += change
+	if e.buyers[buyer] += change; e.buyers[buyer] == 0 {
+		delete(e.buyers, buyer)
+	}
+}
+
+// room refuses a request that is one too many: one buyer gets a quarter of what there
+// is.
+func (e *Engine) room(buyer identity.AgentID) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	of := e.buyers[buyer]
+	if e.received >= e.cfg.MaxOpen || of >= max(e.cfg.MaxOpen/4, 1) {
+		return wire.Errorf(wire.ResourceExhausted, "%d requests are open, %d of them of %s", e.received, of, buyer)
+	}
+	return nil
+}
+
+// closeRequest forgets a request that is over, once its negotiations are.
+func (e *Engine) closeRequest(ctx context.Context, r *request) {
+	e.mu.Lock()
+	busy := e.open[r.id] > 0
+	e.mu.Unlock()
+	if busy {
+		return
+	}
+	r.mu.Lock()
+	r.done = true
+	var b store.Batch
+	e.rows.PutRequest(&b, r.row())
+	stored := e.put("close a request", &b)
+	r.mu.Unlock()
+	if err := stored(ctx); err != nil {
+		return // the next sweep tries again
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.requests[r.id] == r && e.open[r.id] == 0 {
+		delete(e.requests, r.id)
+		e.count(r, -1)
+	}
+}

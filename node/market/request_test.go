@@ -1,0 +1,100 @@
+package market
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
+	"openmesh/protocols/wire"
+)
+
+// Offers that were made in time arrive when the request is over. A buyer that is
+// restarted then still awards the quantity once.
+func TestAwardedOnceAfterRestart(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, a, b := w.agent("buyer"), w.agent("a"), w.agent("b")
+		rfp := buyer.post(5)
+		a.has(rfp)
+		b.has(rfp)
+		<-time.After(time.Hour - 2*time.Second)
+		w.cut(true)
+		for _, s := range []*side{a, b} {
+			go func() { _, _ = s.engine.Propose(t.Context(), rfp, offerFor(3*time.Hour)) }()
+		}
+		<-time.After(5 * time.Second)
+		if open, err := buyer.engine.Requests(t.Context(), false, 10); err != nil || len(open) > 0 {
+			t.Fatalf("open at the buyer: %+v, %v", open, err)
+		}
+		w.cut(false)
+		var ids []string
+		for _, s := range []*side{a, b} {
+			r, err := s.engine.Request(t.Context(), rfp)
+			check(t, err)
+			ids = append(ids, deal.NegotiationID(r.Move.Hash, s.Agent.Agent))
+		}
+		reach(t, ids[0], "proposed", buyer, a)
+		reach(t, ids[1], "proposed", buyer, b)
+		buyer.restart()
+		check(t, accept(buyer, ids[0]))
+		refused(t, accept(buyer, ids[1]), wire.IllegalTransition)
+		if s, err := buyer.engine.Request(t.Context(), rfp); err != nil || s.Awarded != 5 {
+			t.Errorf("the request: %+v, %v", s, err)
+		}
+	})
+}
+
+// Whoever works on a request that is over has the same, and it is forgotten after them.
+func TestOneRequest(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer := w.agent("buyer")
+		rfp := buyer.post(5)
+		<-time.After(time.Hour + time.Minute)
+		e := buyer.engine
+		var all sync.WaitGroup
+		got := make([]*request, 8)
+		for i := range got {
+			all.Go(func() {
+				var err error
+				if got[i], err = e.request(t.Context(), rfp[:6+i]); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for _, r := range got[1:] {
+			if r != got[0] {
+				t.Error("two of one request")
+			}
+		}
+		clear(got)
+		runtime.GC()
+		<-time.After(2 * tick)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if len(e.known) > 0 {
+			t.Errorf("%d requests are known still", len(e.known))
+		}
+	})
+}
+
+// offerFor is an offer that stands for so long.
+func offerFor(stands time.Duration) []byte {
+	return text(map[string]any{
+		"terms": map[string]any{"price": map[string]any{"amount": "9"}}, "valid_until": time.Now().Add(stands).UTC().Format(time.RFC3339),
+	})
+}
+
+// cut has nothing arrive, or all again.
+func (w *world) cut(off bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = func(_, _ identity.AgentID, _ int) fault {
+		if off {
+			return lost
+		}
+		return none
+	}
+}
