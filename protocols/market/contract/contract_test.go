@@ -37,7 +37,11 @@ func agreed(t testing.TB) market.Negotiation {
 	n = next(t, n, seller.Move(t, n, market.Propose, Start.Add(time.Second), Offer{Price: "12.00"}))
 	n = next(t, n, buyer.Move(t, n, market.Counter, Start.Add(2*time.Second), Offer{Price: "9.50"}))
 	n = next(t, n, amendment(t, n, seller))
-	n = next(t, n, acceptance(t, n, buyer))
+	accept := acceptance(t, n, buyer)
+	if err := contract.Check(n, accept.Document, buyer.Certificate); err != nil {
+		t.Fatal(err)
+	}
+	n = next(t, n, accept)
 	return next(t, n, seller.Rotated(t, 2).Move(t, n, market.Conclude, Start.Add(5*time.Second), Offer{}))
 }
 
@@ -58,17 +62,20 @@ func amendment(t testing.TB, n market.Negotiation, seller *Agent) *market.Signed
 
 func acceptance(t testing.TB, n market.Negotiation, buyer *Agent) *market.Signed {
 	t.Helper()
+	return accepting(t, n, buyer, func(cps contract.Checkpoints) contract.Checkpoints { return cps })
+}
+
+// accepting is an acceptance whose contract has other checkpoints than it should.
+func accepting(t testing.TB, n market.Negotiation, buyer *Agent, change func(contract.Checkpoints) contract.Checkpoints) *market.Signed {
+	t.Helper()
 	at := Start.Add(4500 * time.Millisecond)
 	own := buyer.Checkpoint(t, 7, market.Hash{7}, at)
-	cps := contract.Checkpoints{
+	cps := change(contract.Checkpoints{
 		Buyer:  document.NewCheckpoint(7, market.Hash{7}, own),
 		Seller: document.NewCheckpoint(9, market.Hash{9}, n.Table().Checkpoint),
-	}
+	})
 	_, doc, err := contract.Draft(n, buyer.Certificate, n.Table().Certificate, cps, at)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := contract.Check(n, doc, buyer.Certificate); err != nil {
 		t.Fatal(err)
 	}
 	signature, err := contract.Sign(doc, buyer.Host)
@@ -301,6 +308,41 @@ func TestForgeries(t *testing.T) {
 				t.Errorf("signatures hold: %s, want %s", got, c.signed)
 			}
 		})
+	}
+}
+
+// A contract that says of a log what the moves do not say proves nothing, though both
+// have signed it.
+func TestOtherStateOfALog(t *testing.T) {
+	t.Parallel()
+	buyer, seller := NewAgent(t, 1), NewAgent(t, 2)
+	n, err := market.NewNegotiation(buyer.Post(t, NewRFP(buyer.ID, time.Hour)), seller.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n = next(t, n, amendment0(t, n, seller))
+	accept := accepting(t, n, buyer, func(cps contract.Checkpoints) contract.Checkpoints {
+		cps.Seller = &market.Checkpoint{Size: 9e15, Text: cps.Seller.Text}
+		return cps
+	})
+	signature, err := contract.Sign(accept.Document, seller.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conclude := seller.Sign(t, market.Move{
+		Kind: market.Conclude, RFP: n.RFP().Hash, Prev: accept.Hash, Author: seller.ID, To: buyer.ID, At: accept.At, ContractSignature: signature,
+	})
+	text := rewrite(t, export(t), func(f map[string]any) {
+		f["contract"] = json.RawMessage(accept.Document)
+		f["signatures"] = []any{
+			map[string]any{"agent": buyer.ID, "key_version": 1, "value": accept.ContractSignature},
+			map[string]any{"agent": seller.ID, "key_version": 1, "value": signature},
+		}
+		f["evidence"] = map[string]any{"rfp": n.RFP().Raw, "moves": [][]byte{n.Table().Raw, accept.Raw, conclude.Raw}}
+	})
+	r := contract.VerifyFile(text)
+	if r.OK || r.Pointer != "/evidence/moves/1" || !strings.Contains(r.Reason, "9000000000000000") || !r.Signatures[0].OK || !r.Signatures[1].OK {
+		t.Errorf("%+v", r)
 	}
 }
 
