@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	"openmesh/protocols/identity"
 	deal "openmesh/protocols/market"
 	"openmesh/protocols/signal/signalpb"
+	"openmesh/protocols/wire"
 )
 
 // auditAPI serves openmesh.v1.Audit.
@@ -214,7 +217,11 @@ func (n auditAPI) Replay(ctx context.Context, r *openmeshv1.ReplayAuditRequest) 
 	if err != nil {
 		return nil, err
 	}
-	entries, err := n.audit.Of(ctx, n.auditIDs(ctx, id)...)
+	ids, err := n.auditIDs(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := n.audit.Of(ctx, ids...)
 	if err != nil {
 		return nil, err
 	}
@@ -244,17 +251,28 @@ func (n auditAPI) auditID(ctx context.Context, prefix string) (string, error) {
 
 // auditIDs are the ids under which the log has what belongs to one: of a contract the
 // negotiation too, of a request all about it.
-func (n auditAPI) auditIDs(ctx context.Context, id string) []string {
+func (n auditAPI) auditIDs(ctx context.Context, id string) ([]string, error) {
 	ids := []string{id}
-	if t, err := n.market.Contract(ctx, id); err == nil {
+	t, err := n.market.Contract(ctx, id)
+	if err == nil {
 		ids = append(ids, t.ID())
+	} else if !isNone(err) {
+		return nil, err
 	}
-	if all, err := n.market.Negotiations(ctx, id, true, maxListed); err == nil {
-		for _, s := range all {
-			ids = append(ids, s.Negotiation.ID())
-		}
+	all, err := n.market.Negotiations(ctx, id, true, math.MaxInt)
+	if err != nil && !isNone(err) {
+		return nil, err
 	}
-	return ids
+	for _, s := range all {
+		ids = append(ids, s.Negotiation.ID())
+	}
+	return ids, nil
+}
+
+// isNone reports whether an error of the market says that it has nothing with an id,
+// which may be that of a session.
+func isNone(err error) bool {
+	return errors.Is(err, wire.NotFound) || errors.Is(err, wire.InvalidArgument)
 }
 
 func (n auditAPI) Export(ctx context.Context, r *openmeshv1.ExportAuditRequest, out *connect.ServerStream[openmeshv1.ExportAuditResponse]) error {
@@ -264,7 +282,9 @@ func (n auditAPI) Export(ctx context.Context, r *openmeshv1.ExportAuditRequest, 
 		if err != nil {
 			return err
 		}
-		ids = n.auditIDs(ctx, id)
+		if ids, err = n.auditIDs(ctx, id); err != nil {
+			return err
+		}
 	}
 	w := &pieces{send: func(b []byte) error { return out.Send(&openmeshv1.ExportAuditResponse{Data: b}) }}
 	if err := n.audit.Export(ctx, w, ids...); err != nil {

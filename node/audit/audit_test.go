@@ -237,6 +237,42 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// All ids that are asked for are read, however many, and those that they bring in are
+// all read or none.
+func TestOfMany(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var ids []string
+	var refs strings.Builder
+	for i := range 5000 {
+		e := audit.Entry{Kind: "a", Direction: audit.Local, Ref: fmt.Sprint("ref-", i)}
+		if i < 200 {
+			ids = append(ids, e.Ref)
+			e.Note = "see request"
+		}
+		b.log.Note(e)
+	}
+	b.commit(audit.Entry{Kind: "a", Direction: audit.Local, Ref: "request"})
+	entries, err := b.log.Of(t.Context(), ids...)
+	if len(entries) != 201 || err != nil {
+		t.Errorf("Of() %d ids and a related one: %d entries, %v", len(ids), len(entries), err)
+	}
+	if r, notes := read(t, b.export(ids...)); !r.OK || len(notes) != 201 {
+		t.Errorf("export of %d ids and a related one: %d entries, %v", len(ids), len(notes), r.Bad)
+	}
+	for i := 0; i < 5000; i += 100 {
+		refs.Reset()
+		for n := range 100 {
+			fmt.Fprintf(&refs, " ref-%d", i+n)
+		}
+		b.log.Note(audit.Entry{Kind: "a", Direction: audit.Local, Ref: "all", Note: refs.String()})
+	}
+	b.commit()
+	if entries, err := b.log.Of(t.Context(), "all"); !errors.Is(err, wire.TooLarge) {
+		t.Errorf("Of() one id that brings in 5000: %d entries, %v", len(entries), err)
+	}
+}
+
 // A transaction that fails in the midst of others leaves no gap, and no entry
 // without its effect; notes are not lost by it.
 func TestFailure(t *testing.T) {

@@ -122,7 +122,7 @@ func (l *Log) Resolve(ctx context.Context, prefix string) (id string, err error)
 }
 
 // Of returns the entries of some ids with their payloads, in order, and those of ids
-// related to them.
+// related to them. The error is [wire.TooLarge] if these are too many.
 func (l *Log) Of(ctx context.Context, ids ...string) ([]Entry, error) {
 	read := make(map[uint64]Entry)
 	indexes, err := l.indexesOf(ctx, ids, read)
@@ -142,20 +142,24 @@ func (l *Log) Of(ctx context.Context, ids ...string) ([]Entry, error) {
 	return entries, nil
 }
 
-// maxRelated bounds the ids that some bring in.
-const maxRelated = 64
+// maxRelated bounds the ids that others bring in.
+const maxRelated = 4096
 
 // indexesOf returns the indexes of the entries of some ids and of ids related to
 // them, in order. Entries that it has to read it puts into read, if that is not nil.
 func (l *Log) indexesOf(ctx context.Context, ids []string, read map[uint64]Entry) ([]uint64, error) {
 	found, seen := make(map[uint64]bool), make(map[string]bool)
-	for len(ids) > 0 && len(seen) < maxRelated {
+	bound := len(ids) + maxRelated
+	for len(ids) > 0 {
 		id := ids[0]
 		ids = ids[1:]
 		if id == "" || seen[id] {
 			continue
 		}
-		seen[id] = true
+		if seen[id] = true; len(seen) > bound {
+			return nil, wire.Errorf(wire.TooLarge, "read the audit log: what is asked for belongs with more than %d others", maxRelated).
+				WithHint("Ask for one negotiation or contract.")
+		}
 		fresh, err := l.indexes(ctx, id)
 		if err != nil {
 			return nil, err
