@@ -65,7 +65,7 @@ func writeCommands(w io.Writer, parent *cobra.Command) {
 		if cmd.Hidden {
 			continue
 		}
-		if _, args, _ := strings.Cut(cmd.Use, " "); cmd.HasAvailableSubCommands() && (args == "" || args == "COMMAND") { // a noun
+		if _, args, _ := strings.Cut(cmd.Use, " "); cmd.HasAvailableSubCommands() && (args == "COMMAND" || !cmd.Runnable()) { // a noun
 			writeCommands(w, cmd)
 			continue
 		}
