@@ -150,7 +150,9 @@ func newRFPList(p *program) *cobra.Command {
 	var sent, received bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List requests for proposals, newest first", Args: cobra.NoArgs,
-		Long: "List requests for proposals, newest first: those of this agent and those that reached it.",
+		Long: "List requests for proposals, newest first: those of this agent and those that reached it. One that reached it is\n" +
+			"listed until its deadline, until what was negotiated about it has ended, or for 7 days if nothing was; with --all\n" +
+			"also later. It can be answered until its deadline.",
 	}
 	cmd.Flags().BoolVar(&sent, "sent", false, "only those of this agent")
 	cmd.Flags().BoolVar(&received, "received", false, "only those of others")

@@ -200,6 +200,7 @@ func (e *Engine) make(ctx context.Context, t *talk, head *deal.Hash, build func(
 	}
 	if err != nil {
 		t.request.count(t.id, n) // what was held for it
+		e.abandon(t)
 		t.mu.Unlock()
 		return Done{}, err
 	}

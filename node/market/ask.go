@@ -16,7 +16,7 @@ import (
 // request that is over.
 func (e *Engine) mind(ctx context.Context, r *request, now time.Time) {
 	r.mu.Lock()
-	over := r.cancelled || !r.rfp.Deadline.After(now)
+	over := r.over(now)
 	due := r.sent && !over && !now.Before(r.next)
 	if due {
 		r.next = now.Add(r.wait)
@@ -27,7 +27,7 @@ func (e *Engine) mind(ctx context.Context, r *request, now time.Time) {
 	case due:
 		e.jobs.add(func(ctx context.Context) { e.ask(ctx, r) })
 	case over:
-		e.closeRequest(ctx, r)
+		e.closeRequest(ctx, r, now)
 	}
 }
 

@@ -56,6 +56,7 @@ type side struct {
 	file   string
 	decide Decider
 	speaks string // version of proposals; "": the newest
+	most   int    // requests of others that it keeps; 0: the default
 
 	db     *store.Store
 	log    *audit.Log
@@ -108,7 +109,7 @@ func (s *side) start() {
 	}
 	e := New(Config{
 		Agent: s.Agent.Agent, Signer: signer, Verify: verifier.Verify, VerifyFrom: from, DB: db, Log: log, Peers: s,
-		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, Logger: zap.NewNop(),
+		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, MaxOpen: s.most, Logger: zap.NewNop(),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"weak"
 
-	"openmesh/node/store"
 	"openmesh/node/store/deals"
-	"openmesh/protocols/identity"
 	deal "openmesh/protocols/market"
-	"openmesh/protocols/wire"
 )
 
 // All that is promised of a request is counted in one place: whoever works on a request
@@ -67,7 +64,9 @@ func (e *Engine) add(r *request) {
 	if e.requests[r.id] == nil {
 		e.requests[r.id] = r
 		e.known[r.id] = weak.Make(r)
-		e.count(r, 1)
+		if !r.sent {
+			e.count(r.move.Author, 1)
+		}
 	}
 }
 
@@ -86,6 +85,9 @@ func (e *Engine) readRequest(ctx context.Context, row deals.Request) (*request, 
 	r.cancelled, r.reason, r.done = s.Cancelled, s.Reason, row.Done
 	if s.Asked != nil {
 		r.asked = s.Asked
+	}
+	if !s.Since.IsZero() {
+		r.since = s.Since
 	}
 	err = e.rows.Under(ctx, r.id, func(row deals.Negotiation) error {
 		t, err := readTalk(r, row)
@@ -123,53 +125,4 @@ func (e *Engine) claim(ctx context.Context, id string) (release func(), err erro
 		delete(e.taking, id)
 		close(done)
 	}, nil
-}
-
-// count notes that a request is there, or is not any more; e.mu is held.
-func (e *Engine) count(r *request, change int) {
-	if r.sent {
-		return
-	}
-	buyer := r.move.Author
-	e.received += change
-	if e.buyers[buyer] += change; e.buyers[buyer] == 0 {
-		delete(e.buyers, buyer)
-	}
-}
-
-// room refuses a request that is one too many: one buyer gets a quarter of what there
-// is.
-func (e *Engine) room(buyer identity.AgentID) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	of := e.buyers[buyer]
-	if e.received >= e.cfg.MaxOpen || of >= max(e.cfg.MaxOpen/4, 1) {
-		return wire.Errorf(wire.ResourceExhausted, "%d requests are open, %d of them of %s", e.received, of, buyer)
-	}
-	return nil
-}
-
-// closeRequest forgets a request that is over, once its negotiations are.
-func (e *Engine) closeRequest(ctx context.Context, r *request) {
-	e.mu.Lock()
-	busy := e.open[r.id] > 0
-	e.mu.Unlock()
-	if busy {
-		return
-	}
-	r.mu.Lock()
-	r.done = true
-	var b store.Batch
-	e.rows.PutRequest(&b, r.row())
-	stored := e.put("close a request", &b)
-	r.mu.Unlock()
-	if err := stored(ctx); err != nil {
-		return // the next sweep tries again
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.requests[r.id] == r && e.open[r.id] == 0 {
-		delete(e.requests, r.id)
-		e.count(r, -1)
-	}
 }

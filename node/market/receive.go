@@ -115,6 +115,7 @@ func (e *Engine) takeMove(ctx context.Context, t *talk, session string, m *deal.
 	if err := t.usable(); err != nil {
 		return nil, err
 	}
+	defer e.abandon(t)
 	n := t.now()
 	if n.Knows(m.Hash) {
 		return e.receiptOf(n, m.Hash, nil), nil

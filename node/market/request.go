@@ -23,10 +23,11 @@ import (
 
 // request is a request for proposals, of this agent or received.
 type request struct {
-	id   string
-	move *deal.Signed
-	rfp  *deal.RFP
-	sent bool // by this agent
+	id    string
+	move  *deal.Signed
+	rfp   *deal.RFP
+	sent  bool      // by this agent
+	since time.Time // when it was made or taken here
 
 	mu        sync.Mutex
 	cancelled bool
@@ -45,18 +46,19 @@ type stored struct {
 	Cancelled bool                      `json:"cancelled,omitempty"`
 	Reason    string                    `json:"reason,omitempty"`
 	Asked     map[identity.AgentID]bool `json:"asked,omitempty"`
+	Since     time.Time                 `json:"since,omitzero"`
 }
 
 func newRequest(m *deal.Signed, sent bool) *request {
 	return &request{
-		id: m.Hash.ID(), move: m, rfp: m.Request(), sent: sent,
+		id: m.Hash.ID(), move: m, rfp: m.Request(), sent: sent, since: time.Now().UTC(),
 		asked: make(map[identity.AgentID]bool), held: make(map[string]int64), wait: firstAsk,
 	}
 }
 
 // row is r as it is stored; r.mu is held.
 func (r *request) row() deals.Request {
-	data, err := json.Marshal(stored{r.move.Raw, r.cancelled, r.reason, r.asked})
+	data, err := json.Marshal(stored{r.move.Raw, r.cancelled, r.reason, r.asked, r.since})
 	if err != nil {
 		panic(err) // of plain values
 	}
@@ -170,10 +172,15 @@ func (e *Engine) takeRequest(ctx context.Context, session string, m *deal.Signed
 	case !e.cfg.Offers(m.Author, rfp.Capability, rfp.Version):
 		return nil, wire.Errorf(wire.NotFound, "%s is not offered here", rfp.Capability)
 	}
-	if err := e.room(m.Author); err != nil {
+	free, err := e.reserve(m.Author)
+	if err != nil {
 		return nil, err
 	}
+	defer free()
 	if err := e.details(ctx, m); err != nil {
+		return nil, err
+	}
+	if err := e.room(ctx); err != nil {
 		return nil, err
 	}
 	r := newRequest(m, false)

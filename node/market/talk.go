@@ -137,8 +137,12 @@ func contractOf(n deal.Negotiation) string {
 	return ""
 }
 
-// ended reports whether nothing can follow in a negotiation.
-func ended(n deal.Negotiation, now time.Time) bool { return n.State(now).Done() }
+// ended reports whether nothing can follow in a negotiation, or nothing but the
+// settlement of a contract that has run out: for that it is read again.
+func ended(n deal.Negotiation, now time.Time) bool {
+	a := n.Agreement()
+	return n.State(now).Done() || a != nil && a.Conclude != nil && !now.Before(a.Contract.ValidUntil)
+}
 
 // checkID refuses what is no id or too short a prefix of one.
 func checkID(what, id string) error {
@@ -339,6 +343,17 @@ func (e *Engine) forget(t *talk) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.drop(t)
+}
+
+// abandon forgets a negotiation in which nothing was said after all; t.mu is held.
+func (e *Engine) abandon(t *talk) {
+	if t.stale || len(t.now().Moves()) > 0 {
+		return
+	}
+	e.forget(t)
+	t.request.mu.Lock()
+	defer t.request.mu.Unlock()
+	t.request.sellers--
 }
 
 // usable refuses to work on a negotiation that was forgotten; t.mu is held.

@@ -265,7 +265,8 @@ type ListRFPsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// sent, received or empty for both.
 	Direction string `protobuf:"bytes,1,opt,name=direction,proto3" json:"direction,omitempty"`
-	// Also those that have ended.
+	// Also those that have ended; of requests received, those also about which nothing is
+	// negotiated any more, or was within 7 days.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
 	// At most so many; default 100, at most 1000.
 	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
