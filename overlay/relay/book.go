@@ -29,7 +29,7 @@ const (
 	NoSlotForIP            // RESERVATION_REFUSED: ReservationsPerIP are taken
 	NoReservation          // NO_RESERVATION: the destination has no slot
 	NoCircuit              // RESOURCE_LIMIT_EXCEEDED: Circuits are open
-	NoCircuitOfPeer        // RESOURCE_LIMIT_EXCEEDED: the source or the destination has CircuitsPerPeer
+	NoCircuitOfPeer        // RESOURCE_LIMIT_EXCEEDED: the source has CircuitsPerPeer or its part of CircuitsToPeer, or that is used up
 	VolumeUsed             // RESOURCE_LIMIT_EXCEEDED: the source or the destination used DailyBytesPerPeer
 	NoMemory               // RESOURCE_LIMIT_EXCEEDED: the resource manager has none for buffers
 	Unanswered             // CONNECTION_FAILED: the destination did not accept
@@ -90,7 +90,8 @@ type account struct {
 	other    []*flow // of what [Relay.Pace] lets pass, once there was any
 
 	pending  int
-	circuits int
+	circuits int // that it opened
+	led      led // that lead to it
 	opened   uint64
 	refusals refusals
 
@@ -102,6 +103,29 @@ type account struct {
 
 	day     time.Time     // when the current 24 h began
 	ceiling atomic.Uint64 // of sent and received together, for that day
+}
+
+// led counts the circuits that lead to a peer.
+type led struct {
+	all    int
+	bySrc  map[peer.ID]int
+	bySite map[netip.Prefix]int
+}
+
+func (l *led) add(src peer.ID, from netip.Prefix, n int) {
+	l.all += n
+	tally(&l.bySrc, src, n)
+	tally(&l.bySite, from, n)
+}
+
+// tally adds n to an entry of a map that has none with 0.
+func tally[K comparable](m *map[K]int, key K, n int) {
+	if *m == nil {
+		*m = make(map[K]int)
+	}
+	if (*m)[key] += n; (*m)[key] == 0 {
+		delete(*m, key)
+	}
 }
 
 func newBook(cfg Config) book {
@@ -180,9 +204,9 @@ func (b *book) unreserve(a *account) bool {
 	return true
 }
 
-// open takes a circuit from src to the peer dst, whose account it returns. It
-// holds both accounts until close.
-func (b *book) open(src *account, dst peer.ID, now time.Time) (*account, Reason) {
+// open takes a circuit from src, which is at from, to the peer dst, whose account it
+// returns. It holds both accounts until close.
+func (b *book) open(src *account, from netip.Prefix, dst peer.ID, now time.Time) (*account, Reason) {
 	to := b.accounts[dst]
 	switch {
 	case dst == src.peer:
@@ -191,26 +215,28 @@ func (b *book) open(src *account, dst peer.ID, now time.Time) (*account, Reason)
 		return nil, NoReservation
 	case b.circuits >= b.cfg.Circuits:
 		return nil, NoCircuit
-	case max(src.circuits, to.circuits) >= b.cfg.CircuitsPerPeer:
+	case src.circuits >= b.cfg.CircuitsPerPeer || to.led.all >= b.cfg.CircuitsToPeer,
+		to.led.bySrc[src.peer] >= b.cfg.perPair() || to.led.bySite[from] >= b.cfg.perSite():
 		return nil, NoCircuitOfPeer
 	case b.spent(src, now) || b.spent(to, now):
 		return nil, VolumeUsed
 	}
 	b.circuits++
 	b.opened++
+	src.circuits++
+	to.led.add(src.peer, from, 1)
 	for _, a := range []*account{b.hold(src.peer), b.hold(dst)} {
-		a.circuits++
 		a.opened++
 	}
 	return to, accepted
 }
 
-func (b *book) close(src, dst *account) {
+func (b *book) close(src *account, from netip.Prefix, dst *account) {
 	b.circuits--
-	for _, a := range []*account{src, dst} {
-		a.circuits--
-		b.release(a)
-	}
+	src.circuits--
+	dst.led.add(src.peer, from, -1)
+	b.release(src)
+	b.release(dst)
 }
 
 // spent reports whether the peer's volume of the day is used up; it begins a new

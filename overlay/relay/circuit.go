@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,11 +24,12 @@ import (
 // connect opens a circuit from the peer at the other end of s to dst and stays
 // until it ends. It calls answered when the circuit stands.
 func (r *Relay) connect(ctx context.Context, s network.Stream, src *account, dst peer.ID, answered func()) Reason {
-	to, why := r.open(src, dst)
+	from := site(s.Conn().RemoteMultiaddr())
+	to, why := r.open(src, from, dst)
 	if why != accepted {
 		return r.refuse(s, why)
 	}
-	defer r.ended(src, to)
+	defer r.ended(src, from, to)
 	if r.memory.ReserveMemory(perCircuit, network.ReservationPriorityAlways) != nil {
 		return r.refuse(s, NoMemory)
 	}
@@ -46,10 +48,10 @@ func (r *Relay) connect(ctx context.Context, s network.Stream, src *account, dst
 	return accepted
 }
 
-func (r *Relay) open(src *account, dst peer.ID) (*account, Reason) {
+func (r *Relay) open(src *account, from netip.Prefix, dst peer.ID) (*account, Reason) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	to, why := r.book.open(src, dst, time.Now())
+	to, why := r.book.open(src, from, dst, time.Now())
 	if why == accepted {
 		r.host.ConnManager().Protect(src.peer, circuitTag)
 		r.host.ConnManager().Protect(dst, circuitTag)
@@ -57,12 +59,12 @@ func (r *Relay) open(src *account, dst peer.ID) (*account, Reason) {
 	return to, why
 }
 
-func (r *Relay) ended(src, dst *account) {
+func (r *Relay) ended(src *account, from netip.Prefix, dst *account) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.book.close(src, dst)
+	r.book.close(src, from, dst)
 	for _, a := range []*account{src, dst} {
-		if a.circuits == 0 {
+		if a.circuits+a.led.all == 0 {
 			r.host.ConnManager().Unprotect(a.peer, circuitTag)
 		}
 	}

@@ -19,8 +19,13 @@ type Config struct {
 	ReservationsPerIP int           // of them from one IPv4 address or IPv6 /56; default: no limit of its own
 	ReservationTTL    time.Duration // default 1 h
 
-	Circuits        int // open at once; default 1024
-	CircuitsPerPeer int // as source and as destination together; default 16
+	Circuits int // open at once; default 1024
+
+	// CircuitsPerPeer may be opened by one peer, a quarter of them to the same
+	// destination; default 16. CircuitsToPeer may lead to one, half of them from the
+	// same IPv4 address or IPv6 /56; default four times CircuitsPerPeer. So nobody
+	// takes all the ways to an agent that is reached through relays only.
+	CircuitsPerPeer, CircuitsToPeer int
 
 	// Rate is that of all circuits, RatePerPeer that of one peer's circuits, both
 	// directions together. A byte counts once in Rate, and for each of the two
@@ -79,7 +84,7 @@ type Policy interface {
 
 func (c Config) check() error {
 	for _, n := range []int64{int64(c.Reservations), int64(c.ReservationsPerIP), int64(c.ReservationTTL), int64(c.Circuits),
-		int64(c.CircuitsPerPeer), c.Rate.BytesPerSecond, c.Rate.Burst, c.RatePerPeer.BytesPerSecond, c.RatePerPeer.Burst,
+		int64(c.CircuitsPerPeer), int64(c.CircuitsToPeer), c.Rate.BytesPerSecond, c.Rate.Burst, c.RatePerPeer.BytesPerSecond, c.RatePerPeer.Burst,
 		c.DailyBytesPerPeer, int64(c.Idle), int64(c.Peers)} {
 		if n < 0 {
 			return wire.Errorf(wire.InvalidArgument, "a quota of %d", n).WithHint("set quotas to 0 for their default, or above")
@@ -96,6 +101,7 @@ func (c Config) withDefaults() Config {
 	c.ReservationTTL = orDefault(c.ReservationTTL, time.Hour)
 	c.Circuits = orDefault(c.Circuits, 1024)
 	c.CircuitsPerPeer = orDefault(c.CircuitsPerPeer, 16)
+	c.CircuitsToPeer = orDefault(c.CircuitsToPeer, 4*c.CircuitsPerPeer)
 	c.Idle = orDefault(c.Idle, 5*time.Minute)
 	c.RequestsPerSecond = orDefault(c.RequestsPerSecond, 8)
 	c.Peers = orDefault(c.Peers, 4096)
@@ -111,6 +117,13 @@ func orDefault[N int | time.Duration | float64](n, def N) N {
 	}
 	return n
 }
+
+// perPair is how many circuits lead from one peer to another: two where a quarter is
+// less, for one that is dead may not be noticed yet.
+func (c Config) perPair() int { return max(c.CircuitsPerPeer/4, min(2, c.CircuitsPerPeer)) }
+
+// perSite is how many circuits lead from one IP address to one peer.
+func (c Config) perSite() int { return max(c.CircuitsToPeer/2, 1) }
 
 // chunk returns how many bytes pass at once: at a low rate few, so that nobody
 // waits long behind another's.
@@ -130,7 +143,7 @@ func (c Config) chunk() int {
 func (c Config) Raise(l *rcmgr.PartialLimitConfig) {
 	c = c.withDefaults()
 	all := streamLimit(640 + c.Circuits + c.Reservations) // 640 and 128 are libp2p's
-	peers := streamLimit(128 + c.CircuitsPerPeer)
+	peers := streamLimit(128 + c.CircuitsPerPeer + c.CircuitsToPeer)
 	for _, id := range []protocol.ID{proto.ProtoIDv2Hop, proto.ProtoIDv2Stop} {
 		l.Protocol = with(l.Protocol, id, all)
 		l.ProtocolPeer = with(l.ProtocolPeer, id, peers)

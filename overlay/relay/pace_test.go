@@ -256,7 +256,7 @@ func TestVictimOfFlooder(t *testing.T) {
 		}
 		friend, flooder := l.peer(), l.peer()
 		sources := []*source{to(friend)}
-		for range 8 {
+		for range 4 {
 			sources = append(sources, to(flooder))
 		}
 		if got := rates(sources)[0]; got < 0.9*limit/2 || got > 1.1*limit/2 {

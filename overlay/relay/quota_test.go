@@ -2,7 +2,9 @@ package relay
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -34,7 +36,8 @@ func TestQuotas(t *testing.T) {
 		{"reservation expires", Config{ReservationTTL: time.Hour}, reservationExpires, NoReservation},
 		{"circuits", Config{Circuits: 1}, circuitsTaken, NoCircuit},
 		{"circuits of source", Config{CircuitsPerPeer: 1}, circuitsOfSource, NoCircuitOfPeer},
-		{"circuits of destination", Config{CircuitsPerPeer: 1}, circuitsOfDestination, NoCircuitOfPeer},
+		{"circuits of destination", Config{CircuitsToPeer: 2}, circuitsOfDestination, NoCircuitOfPeer},
+		{"circuits of a pair", Config{}, circuitsOfPair, NoCircuitOfPeer},
 		{"volume of a day", Config{DailyBytesPerPeer: 10_000, Idle: 200 * time.Hour}, volumeUsed, VolumeUsed},
 		{"requests per second", Config{RequestsPerSecond: 1}, tooFast, TooFast},
 		{"destination does not accept", Config{}, silentDestination, Unanswered},
@@ -116,13 +119,35 @@ func circuitsOfSource(l *lab, want func(pbv2.Status, pbv2.Status)) {
 }
 
 func circuitsOfDestination(l *lab, want func(pbv2.Status, pbv2.Status)) {
-	a, b, c := l.peer(), l.peer(), l.listener(echo)
+	a, b, c, d := l.peer(), l.peer(), l.listener(echo), l.listener(echo)
 	s := l.mustConnect(a, c.ID())
+	l.mustConnect(d, c.ID())
 	_, got := l.connect(b, c.ID())
 	want(got, pbv2.Status_RESOURCE_LIMIT_EXCEEDED)
-	s.CloseWrite() // both ways end: the destination echoes the end
+	l.mustConnect(c, d.ID()) // what it opens itself is not concerned
+	s.CloseWrite()           // both ways end: the destination echoes the end
 	settle()
 	l.mustConnect(b, c.ID())
+}
+
+// Whoever opens all that it may to one peer leaves room for others, and may reach
+// others itself.
+func circuitsOfPair(l *lab, want func(pbv2.Status, pbv2.Status)) {
+	flooder, victim, other := l.peer(), l.listener(echo), l.listener(echo)
+	var s network.Stream
+	for range 16 / 4 {
+		s = l.mustConnect(flooder, victim.ID())
+	}
+	_, got := l.connect(flooder, victim.ID())
+	want(got, pbv2.Status_RESOURCE_LIMIT_EXCEEDED)
+	settle()
+	l.mustConnect(flooder, other.ID())
+	for range 40 {
+		exchange(l.T, l.mustConnect(l.peer(), victim.ID()), 100)
+	}
+	s.Reset()
+	settle()
+	l.mustConnect(flooder, victim.ID())
 }
 
 func volumeUsed(l *lab, want func(pbv2.Status, pbv2.Status)) {
@@ -303,6 +328,50 @@ func TestReservationsPerIP(t *testing.T) {
 				t.Errorf("left behind: %v, %d", b.perIP, b.reservations)
 			}
 		})
+	}
+}
+
+// Peer ids cost nothing: one host with many of them takes no more than half of the
+// ways to a peer. All is given back when the circuits end.
+func TestCircuitsPerSite(t *testing.T) {
+	t.Parallel()
+	b := newBook(Config{}.withDefaults())
+	noon := time.Unix(3600, 0)
+	victim := b.hold("victim")
+	if why := b.reserve(victim, ma.StringCast("/ip4/5.5.5.5/tcp/1"), noon.Add(time.Hour)); why != accepted {
+		t.Fatal(why)
+	}
+	type passage struct {
+		src  *account
+		from netip.Prefix
+	}
+	var open []passage
+	flood := func(peers int, at string) (got int) {
+		for i := range peers {
+			src, from := b.hold(peer.ID(fmt.Sprint(at, i))), site(ma.StringCast(at))
+			for range 16 {
+				if _, why := b.open(src, from, "victim", noon); why == accepted {
+					open = append(open, passage{src, from})
+					got++
+				}
+			}
+		}
+		return got
+	}
+	if n := flood(100, "/ip4/6.6.6.6/tcp/1"); n != 32 {
+		t.Errorf("one address has %d circuits to a peer, want 32", n)
+	}
+	if n := flood(1, "/ip4/7.7.7.7/tcp/1"); n != 4 {
+		t.Errorf("another has %d, want 4", n)
+	}
+	if n := flood(100, "/ip4/8.8.8.8/tcp/1"); n != 28 {
+		t.Errorf("a third has %d, want the 28 that are left", n)
+	}
+	for _, p := range open {
+		b.close(p.src, p.from, victim)
+	}
+	if l := victim.led; b.circuits != 0 || l.all != 0 || len(l.bySrc)+len(l.bySite) != 0 {
+		t.Errorf("left behind: %d circuits, %+v", b.circuits, l)
 	}
 }
 

@@ -39,7 +39,7 @@ func (r *Relay) Usage() Usage {
 	b := &r.book
 	u := Usage{Reservations: b.reservations, Circuits: b.circuits, Opened: b.opened, Bytes: r.bytes.Load(), Refusals: b.refusals.byReason()}
 	for _, a := range b.accounts {
-		u.Peers = append(u.Peers, PeerUsage{Peer: a.peer, Reserved: a.reserved, Circuits: a.circuits, Opened: a.opened,
+		u.Peers = append(u.Peers, PeerUsage{Peer: a.peer, Reserved: a.reserved, Circuits: a.circuits + a.led.all, Opened: a.opened,
 			Sent: a.sent.Load(), Received: a.received.Load(), Refusals: a.refusals.byReason()})
 	}
 	r.mu.Unlock()
