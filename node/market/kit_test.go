@@ -55,11 +55,13 @@ type side struct {
 	name   string
 	file   string
 	decide Decider
+	rounds int    // that it considers; 0: the default
 	speaks string // version of proposals; "": the newest
 	most   int    // requests of others that it keeps; 0: the default
 
 	db     *store.Store
 	log    *audit.Log
+	known  *identity.Verifier
 	engine *Engine // nil: it is off
 	cancel context.CancelFunc
 	done   chan error
@@ -101,22 +103,18 @@ func (s *side) start() {
 	check(t, err)
 	verifier := identity.NewVerifier(64512, time.Now)
 	from := func(session string, raw []byte) (*identity.Certificate, error) {
-		present := s.w.present(session)
-		if _, err := verifier.Verify(present.Raw); err != nil {
-			return nil, err
-		}
-		return verifier.VerifyFormer(raw, present)
+		return verifier.VerifyFormer(raw, s.w.present(session))
 	}
 	e := New(Config{
 		Agent: s.Agent.Agent, Signer: signer, Verify: verifier.Verify, VerifyFrom: from, DB: db, Log: log, Peers: s,
-		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, MaxOpen: s.most, Logger: zap.NewNop(),
+		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, MaxOpen: s.most, MaxRounds: s.rounds, Logger: zap.NewNop(),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()
 	<-e.Loaded()
 	s.w.mu.Lock()
-	s.db, s.log, s.cancel, s.done, s.engine = db, log, cancel, done, e
+	s.db, s.log, s.known, s.cancel, s.done, s.engine = db, log, verifier, cancel, done, e
 	s.w.sides[s.Agent.Agent] = s
 	s.w.mu.Unlock()
 }
@@ -161,6 +159,13 @@ func (w *world) present(session string) *identity.Certificate {
 	return w.sides[identity.AgentID(session)].Certificate
 }
 
+// meets has two agents see each other's certificates, with which a session begins.
+func (s *side) meets(peer *side) bool {
+	_, theirs := s.known.Verify(peer.Certificate.Raw)
+	_, own := peer.known.Verify(s.Certificate.Raw)
+	return theirs == nil && own == nil
+}
+
 // Post implements [Peers].
 func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []byte) (Reply, error) {
 	w := s.w
@@ -171,7 +176,7 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []b
 		f = w.fault(s.Agent.Agent, to, w.posts)
 	}
 	var e *Engine
-	if peer := w.sides[to]; peer != nil {
+	if peer := w.sides[to]; peer != nil && peer.engine != nil && s.meets(peer) {
 		e = peer.engine
 	}
 	w.mu.Unlock()
@@ -265,6 +270,14 @@ func (s *side) negotiation(id string) deal.Negotiation {
 	n, err := s.engine.Negotiation(s.w.t.Context(), id)
 	check(s.w.t, err)
 	return n.Negotiation
+}
+
+// deadline is that of a request which s has.
+func (s *side) deadline(rfp string) time.Time {
+	s.w.t.Helper()
+	r, err := s.engine.Request(s.w.t.Context(), rfp)
+	check(s.w.t, err)
+	return r.Move.Request().Deadline
 }
 
 // state is that of a negotiation at one side; "" if it does not know it.

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"openmesh/node/audit"
 	"openmesh/node/store"
 	"openmesh/node/store/deals"
@@ -375,8 +377,9 @@ func (e *Engine) mindTalk(ctx context.Context, t *talk, now time.Time) {
 	n := t.now()
 	t.mu.Lock()
 	pending, over := len(t.unsent), t.over
-	if pending > 0 && n.State(now) == deal.Expired && now.After(n.Deadline().Add(time.Hour)) {
-		t.unsent, pending = nil, 0 // the other side's clock says the same by now
+	if pending > 0 && now.After(lastUse(n, now)) {
+		e.cfg.Logger.Warn("moves never answered", zap.String("negotiation", t.id), zap.Int("moves", pending))
+		t.unsent, pending = nil, 0
 	}
 	done := !over && pending == 0 && ended(n, now)
 	t.over = over || done
@@ -387,6 +390,21 @@ func (e *Engine) mindTalk(ctx context.Context, t *talk, now time.Time) {
 	case pending > 0 && now.UnixNano() >= t.retry.Load():
 		e.kick(t)
 	}
+}
+
+// lastUse is until when the other side has use for moves that it has not answered.
+func lastUse(n deal.Negotiation, now time.Time) time.Time {
+	const settling = 30 * 24 * time.Hour
+	head := n.Head()
+	switch s := n.State(now); {
+	case !s.Done():
+		return now
+	case s == deal.Fulfilled || s == deal.Failed:
+		return n.AppliedAt(head).Add(settling)
+	case n.Table() != nil:
+		return n.Table().Offer().ValidUntil.Add(time.Hour) // its clock says too that this is over
+	}
+	return n.RFP().Request().Deadline.Add(time.Hour)
 }
 
 var errChanged = errors.New("it has changed")
