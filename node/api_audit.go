@@ -36,7 +36,9 @@ func (n auditAPI) List(ctx context.Context, r *openmeshv1.ListAuditRequest) (*op
 		if err != nil {
 			return nil, err
 		}
-		f.Of = id
+		if f.Of, err = n.auditIDs(ctx, id); err != nil {
+			return nil, err
+		}
 	}
 	entries, err := n.audit.List(ctx, f)
 	if err != nil {

@@ -205,8 +205,9 @@ func TestList(t *testing.T) {
 		"kind":      {audit.Filter{Kind: "market.propose", Limit: 2}, []uint64{1, 4}},
 		"noun":      {audit.Filter{Kind: "market", Limit: 2, Last: true}, []uint64{46, 49}},
 		"no prefix": {audit.Filter{Kind: "mark"}, nil},
-		"session":   {audit.Filter{Of: "session-4", Limit: 2}, []uint64{4, 9}},
-		"ref":       {audit.Filter{Of: "ref-6", From: 10}, []uint64{13, 20, 27, 34, 41, 48}},
+		"session":   {audit.Filter{Of: []string{"session-4"}, Limit: 2}, []uint64{4, 9}},
+		"ref":       {audit.Filter{Of: []string{"ref-6"}, From: 10}, []uint64{13, 20, 27, 34, 41, 48}},
+		"several":   {audit.Filter{Of: []string{"ref-6", "session-4", "ref-5"}, Kind: "market", Last: true, Limit: 4}, []uint64{19, 34, 40, 49}},
 	} {
 		found, err := b.log.List(t.Context(), test.filter)
 		var got []uint64

@@ -37,7 +37,7 @@ func TestPostgres(t *testing.T) {
 	if r := other.verify(); !r.OK || r.Entries != 7 {
 		t.Errorf("Verify() of another owner = %+v", r)
 	}
-	if found, err := b.log.List(t.Context(), audit.Filter{Of: "session-1", Kind: "market", Limit: 5}); len(found) != 5 || err != nil {
+	if found, err := b.log.List(t.Context(), audit.Filter{Of: []string{"session-1", "ref-2"}, Kind: "market", Limit: 5}); len(found) != 5 || err != nil {
 		t.Errorf("List() = %v, %v", found, err)
 	}
 	if id, err := b.log.Resolve(t.Context(), "session-3"); id != "session-3" || err != nil {

@@ -16,11 +16,11 @@ import (
 
 // Filter says which entries to list. The zero value is the first 100.
 type Filter struct {
-	From  uint64 // from this index on
-	Limit int    // at most so many; default 100, at most 1000
-	Of    string // of the session, negotiation, request or contract with this id
-	Kind  string // of this kind; market is market.propose as well
-	Last  bool   // the newest instead of the oldest
+	From  uint64   // from this index on
+	Limit int      // at most so many; default 100, at most 1000
+	Of    []string // of the sessions, negotiations, requests and contracts with these ids
+	Kind  string   // of this kind; market is market.propose as well
+	Last  bool     // the newest instead of the oldest
 }
 
 const (
@@ -57,9 +57,13 @@ func (f Filter) query(owner any) (string, []any) {
 	var q strings.Builder
 	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
 	q.WriteString(`SELECT ` + fields + ` FROM audit_entries WHERE owner = $1 AND idx >= $2`)
-	if f.Of != "" {
-		id := arg(f.Of)
-		fmt.Fprintf(&q, ` AND (session = %s OR ref = %s)`, id, id)
+	if len(f.Of) > 0 {
+		var places []string
+		for _, id := range f.Of {
+			places = append(places, arg(id))
+		}
+		in := strings.Join(places, ", ")
+		fmt.Fprintf(&q, ` AND (session IN (%s) OR ref IN (%s))`, in, in)
 	}
 	if f.Kind != "" {
 		fmt.Fprintf(&q, ` AND (kind = %s OR kind >= %s AND kind < %s)`, arg(f.Kind), arg(f.Kind+"."), arg(f.Kind+"/"))

@@ -61,7 +61,7 @@ func TestRequestComesOften(t *testing.T) {
 		if n := len(events); n != 1 {
 			t.Errorf("%d events, want 1", n)
 		}
-		entries, err := seller.log.List(t.Context(), audit.Filter{Of: rfp})
+		entries, err := seller.log.List(t.Context(), audit.Filter{Of: []string{rfp}})
 		check(t, err)
 		if len(entries) != 1 {
 			t.Errorf("%d entries in the audit log, want 1", len(entries))

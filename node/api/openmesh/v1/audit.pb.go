@@ -27,7 +27,8 @@ type ListAuditRequest struct {
 	From uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
 	// At most so many; default 100, at most 1000.
 	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	// Only of this session, negotiation, request or contract: an id or a unique prefix.
+	// Only of this session, negotiation, request or contract: an id or a unique prefix. Of
+	// a contract its negotiation too, of a request all that is negotiated about it.
 	Of string `protobuf:"bytes,3,opt,name=of,proto3" json:"of,omitempty"`
 	// Only of this kind, such as market or market.accept.
 	Kind string `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
