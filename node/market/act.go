@@ -87,6 +87,9 @@ func (e *Engine) accept(ctx context.Context, id, reason string, head *deal.Hash)
 		if err := allowed(n, t.role(), deal.Accept); err != nil {
 			return deal.Move{}, err
 		}
+		if t.request.isCancelled() {
+			return deal.Move{}, wire.Errorf(wire.IllegalTransition, "request %s is cancelled", t.request.id)
+		}
 		if t.role() == deal.Buyer {
 			if err := t.request.hold(t.id, n.Table().Offer().Terms.Quantity); err != nil {
 				return deal.Move{}, err

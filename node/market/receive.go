@@ -121,7 +121,7 @@ func (e *Engine) takeMove(ctx context.Context, t *talk, session string, m *deal.
 		return e.receiptOf(n, m.Hash, nil), nil
 	}
 	if t.request.isCancelled() && m.Kind == deal.Propose && len(n.Moves()) == 0 {
-		if err := e.cancelHeld(ctx, t, ""); err != nil {
+		if err := e.cancelHeld(ctx, t, t.request.why()); err != nil {
 			return nil, err
 		}
 		n = t.now()
@@ -153,7 +153,12 @@ func (e *Engine) takeMove(ctx context.Context, t *talk, session string, m *deal.
 	for _, m := range made {
 		e.tell(t, m)
 	}
-	return e.receiptOf(next, m.Hash, nil), nil
+	if t.request.isCancelled() && allowed(next, t.role(), deal.Cancel) == nil { // the move has crossed that, and superseded it
+		if err := e.cancelHeld(ctx, t, t.request.why()); err != nil {
+			return nil, err
+		}
+	}
+	return e.receiptOf(t.now(), m.Hash, nil), nil
 }
 
 // next is the negotiation after a move of the other side.
@@ -178,6 +183,8 @@ func (e *Engine) answer(b *store.Batch, t *talk, n deal.Negotiation, m *deal.Sig
 	switch {
 	case !now.Before(expires):
 		move.Kind, move.Reason = deal.Expire, "the offer expired at "+expires.Format(time.RFC3339)
+	case t.request.isCancelled():
+		move.Kind, move.Reason = deal.Reject, "the request is cancelled"
 	case t.request.sent:
 		if err = t.request.hold(t.id, n.Promised()); err != nil {
 			move.Kind, move.Reason = deal.Reject, "the quantity is awarded"
@@ -201,6 +208,13 @@ func (r *request) isCancelled() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sent && r.cancelled
+}
+
+// why is the reason for which a request was cancelled.
+func (r *request) why() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reason
 }
 
 // receiptOf answers a move after which, or after whose predecessor, the negotiation has
