@@ -17,8 +17,10 @@ import (
 func (e *Engine) mind(ctx context.Context, r *request, now time.Time) {
 	r.mu.Lock()
 	over := r.over(now)
-	due := r.sent && !over && !now.Before(r.next)
+	due := r.sent && !over && !r.searching && !now.Before(r.next)
+	unknown := len(r.asked) == 0
 	if due {
+		r.searching = true
 		r.next = now.Add(r.wait)
 		r.wait = min(r.wait*2, lastAsk)
 	}
@@ -26,20 +28,19 @@ func (e *Engine) mind(ctx context.Context, r *request, now time.Time) {
 	switch {
 	case due:
 		e.jobs.add(func(ctx context.Context) { e.ask(ctx, r) })
+		if unknown { // beside the search: it may wait for somebody to listen
+			e.jobs.add(func(ctx context.Context) { e.cfg.Peers.Broadcast(ctx, r.rfp, r.move.Raw) })
+		}
 	case over:
 		e.closeRequest(ctx, r, now)
 	}
 }
 
-// ask sends a request to providers that do not have it yet, and to all who listen.
+// ask sends a request to providers that do not have it yet.
 func (e *Engine) ask(ctx context.Context, r *request) {
-	r.mu.Lock()
-	first := len(r.asked) == 0
-	r.mu.Unlock()
-	if first {
-		e.cfg.Peers.Broadcast(ctx, r.rfp, r.move.Raw)
-	}
-	found, err := e.cfg.Peers.Providers(ctx, r.rfp, e.cfg.Reach)
+	searching, cancel := context.WithTimeout(ctx, patience)
+	found, err := e.cfg.Peers.Providers(searching, r.rfp, e.cfg.Reach)
+	cancel()
 	if err != nil {
 		e.cfg.Logger.Debug("no providers found", zap.String("rfp", r.id), zap.Error(err))
 	}
@@ -51,15 +52,54 @@ func (e *Engine) ask(ctx context.Context, r *request) {
 			send = append(send, a)
 		}
 	}
+	r.searching = false
 	r.mu.Unlock()
-	for _, a := range send {
+	e.sendTo(r, send)
+	if len(send) > 0 {
+		e.storeAsked(ctx, r)
+	}
+}
+
+// askAgain sends a request that was brought back to those who were asked and do not have
+// it: nobody else may find them a second time.
+func (e *Engine) askAgain(r *request) {
+	if !r.sent || r.isCancelled() {
+		return
+	}
+	var send []identity.AgentID
+	r.mu.Lock()
+	for a, has := range r.asked {
+		if !has {
+			send = append(send, a)
+		}
+	}
+	r.mu.Unlock()
+	e.sendTo(r, send)
+}
+
+func (e *Engine) sendTo(r *request, agents []identity.AgentID) {
+	for _, a := range agents {
 		e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, a, 0) })
 	}
 }
 
-// sendRequest sends a request to one provider until it has it, or the deadline passes.
+// storeAsked stores who was asked and who has the request.
+func (e *Engine) storeAsked(ctx context.Context, r *request) {
+	r.mu.Lock()
+	var b store.Batch
+	e.rows.PutRequest(&b, r.row())
+	stored := e.put("store who has a request", &b)
+	r.mu.Unlock()
+	if err := stored(ctx); err != nil {
+		e.cfg.Logger.Debug("who has a request is not stored", zap.Error(err)) // it would be sent again
+	}
+}
+
+// sendRequest sends a request to one provider until it has it, or the
+// request is over.
 func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentID, tries int) {
-	if !r.rfp.Deadline.After(time.Now()) {
+	began := time.Now()
+	if !r.rfp.Deadline.After(began) || r.isCancelled() {
 		return
 	}
 	receipt, session, err := e.post(ctx, to, attempt(r.move.Hash, tries), r.move.Raw)
@@ -71,7 +111,7 @@ func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentI
 		e.cfg.Logger.Debug("request refused", zap.String("rfp", r.id), zap.String("agent", string(to)), zap.Error(err))
 		return
 	case err != nil:
-		if code != wire.DeadlineExceeded {
+		if code != wire.DeadlineExceeded || time.Since(began) < patience { // else the message is still on its way
 			tries++
 		}
 		time.AfterFunc(retryAfter(tries), func() {
@@ -82,13 +122,8 @@ func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentI
 	e.cfg.Log.Note(e.receiptEntry(r.id, to, session, receipt))
 	r.mu.Lock()
 	r.asked[to] = true
-	var b store.Batch
-	e.rows.PutRequest(&b, r.row())
-	stored := e.put("store who has a request", &b)
 	r.mu.Unlock()
-	if err := stored(ctx); err != nil {
-		e.cfg.Logger.Debug("who has a request is not stored", zap.Error(err)) // it would be sent again
-	}
+	e.storeAsked(ctx, r)
 	e.events.publish(Event{Event: "reached", RFP: r.id, From: to, At: time.Now()})
 	e.takeAll(ctx, to, session, receipt.Moves)
 }

@@ -31,6 +31,7 @@ import (
 type world struct {
 	t     *testing.T
 	fault func(from, to identity.AgentID, n int) fault // nil: none
+	lapse func(to identity.AgentID, key string) bool   // whether a message has expired, whatever becomes of it; may be nil
 
 	mu    sync.Mutex
 	sides map[identity.AgentID]*side
@@ -55,9 +56,11 @@ type side struct {
 	name   string
 	file   string
 	decide Decider
-	rounds int    // that it considers; 0: the default
-	speaks string // version of proposals; "": the newest
-	most   int    // requests of others that it keeps; 0: the default
+	rounds int           // that it considers; 0: the default
+	speaks string        // version of proposals; "": the newest
+	most   int           // requests of others that it keeps; 0: the default
+	shouts time.Duration // how long a broadcast takes
+	looks  time.Duration // and a search for providers
 
 	db     *store.Store
 	log    *audit.Log
@@ -167,9 +170,13 @@ func (s *side) meets(peer *side) bool {
 }
 
 // Post implements [Peers].
-func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []byte) (Reply, error) {
+func (s *side) Post(ctx context.Context, to identity.AgentID, key string, move []byte) (Reply, error) {
 	w := s.w
 	w.mu.Lock()
+	if w.lapse != nil && w.lapse(to, key) {
+		w.mu.Unlock()
+		return Reply{}, wire.Errorf(wire.DeadlineExceeded, "the message to %s has expired", to)
+	}
 	w.posts++
 	f := none
 	if w.fault != nil {
@@ -203,7 +210,15 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, _ string, move []b
 }
 
 // Providers implements [Peers]: all others that are on.
-func (s *side) Providers(context.Context, *deal.RFP, int) ([]identity.AgentID, error) {
+func (s *side) Providers(ctx context.Context, _ *deal.RFP, _ int) ([]identity.AgentID, error) {
+	s.w.mu.Lock()
+	looks := s.looks
+	s.w.mu.Unlock()
+	select {
+	case <-time.After(looks):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	var all []identity.AgentID
@@ -216,7 +231,12 @@ func (s *side) Providers(context.Context, *deal.RFP, int) ([]identity.AgentID, e
 }
 
 // Broadcast implements [Peers].
-func (s *side) Broadcast(context.Context, *deal.RFP, []byte) {}
+func (s *side) Broadcast(ctx context.Context, _ *deal.RFP, _ []byte) {
+	select {
+	case <-time.After(s.shouts):
+	case <-ctx.Done():
+	}
+}
 
 // Speaks implements [Peers].
 func (s *side) Speaks(identity.AgentID) string { return cmp.Or(s.speaks, document.SchemaProposal) }

@@ -36,6 +36,7 @@ type request struct {
 	asked     map[identity.AgentID]bool // of those it was sent to: who has it
 	held      map[string]int64          // quantity accepted or under contract, by negotiation
 	sellers   int
+	searching bool      // for providers, right then
 	next      time.Time // when providers are looked for again
 	wait      time.Duration
 }
@@ -72,6 +73,7 @@ type RequestState struct {
 	State                   string // open, closed, cancelled or expired
 	Awarded, Reserved       int64
 	Asked, Reached, Sellers int
+	Searching               bool // providers are being looked for: more may be asked
 }
 
 // PostRFP signs a request for proposals of this agent and has it sent to providers. The
@@ -315,7 +317,7 @@ func (e *Engine) stateOf(r *request) RequestState {
 	e.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := RequestState{Move: r.move, Sent: r.sent, State: "open", Asked: len(r.asked), Sellers: r.sellers}
+	s := RequestState{Move: r.move, Sent: r.sent, State: "open", Asked: len(r.asked), Sellers: r.sellers, Searching: r.searching}
 	for id, q := range r.held {
 		if reserved[id] {
 			s.Reserved += q

@@ -206,6 +206,7 @@ func (e *Engine) resume() {
 		if r.isCancelled() { // and not all were told, perhaps
 			e.jobs.add(func(ctx context.Context) { e.cancelAll(ctx, r) })
 		}
+		e.askAgain(r)
 		if !r.sent && !talked[r] && r.sellers == 0 {
 			e.decideRequest(r)
 		}

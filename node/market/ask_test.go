@@ -1,0 +1,82 @@
+package market
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"openmesh/protocols/identity"
+)
+
+// Who posts a request is told that the search for providers is not over, until all whom
+// it finds are asked. A broadcast to which nobody listens does not delay it.
+func TestSearching(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer := w.agent("buyer")
+		buyer.looks, buyer.shouts = time.Second, 2*time.Minute
+		w.agent("a")
+		w.agent("b")
+		began := time.Now()
+		state, err := buyer.engine.PostRFP(t.Context(), rfp(1, time.Hour))
+		check(t, err)
+		if !state.Searching || state.Asked != 0 {
+			t.Errorf("posted: searching %v, %d asked", state.Searching, state.Asked)
+		}
+		until(t, "the search is over", func() (string, bool) {
+			state, err = buyer.engine.Request(t.Context(), state.Move.Hash.ID())
+			check(t, err)
+			if !state.Searching && state.Asked != 2 {
+				t.Fatalf("the search is over, and %d are asked", state.Asked)
+			}
+			return "", !state.Searching
+		})
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+// A search that never ends is given up, and the next one finds who is there.
+func TestSearchHangs(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, seller := w.agent("buyer"), w.agent("seller")
+		buyer.looks = 24 * time.Hour
+		rfp := buyer.post(1)
+		<-time.After(patience + time.Second)
+		if s, err := buyer.engine.Request(t.Context(), rfp); err != nil || s.Searching {
+			t.Errorf("%+v, %v", s, err)
+		}
+		buyer.w.mu.Lock()
+		buyer.looks = 0
+		buyer.w.mu.Unlock()
+		seller.has(rfp)
+	})
+}
+
+// Who was asked and did not hear of it is asked by a buyer that was restarted, too.
+func TestAskedAgain(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, a, b := w.agent("buyer"), w.agent("a"), w.agent("b")
+		w.fault = func(_, to identity.AgentID, _ int) fault {
+			if to == a.Agent.Agent {
+				return lost
+			}
+			return none
+		}
+		rfp := buyer.post(1)
+		b.has(rfp)
+		<-time.After(time.Second)
+		buyer.restart()
+		w.cut(false)
+		a.has(rfp)
+	})
+}
+
+// A message that has expired is followed by another one.
+func TestAskedInAnotherMessage(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, seller := w.agent("buyer"), w.agent("seller")
+		w.lapse = func(_ identity.AgentID, key string) bool { return strings.HasSuffix(key, "/0") }
+		seller.has(buyer.post(1))
+	})
+}
