@@ -201,6 +201,9 @@ func checkBench(b benchmark, c bench.Config) error {
 	if c.Rounds < 0 || c.Bulk < 0 || c.Time < 0 || c.Sessions < 0 || c.Trials < 0 || c.Every < 0 || c.Entries < 0 {
 		return bad("numbers and times must be positive")
 	}
+	if c.Time < c.Every {
+		return bad("--time %s: no change of keys would fall into it; want at least --every, %s", c.Time, c.Every)
+	}
 	for _, n := range slices.Concat(c.Senders, c.InFlight) {
 		if n < 1 || n > 1024 {
 			return bad("%d at once: want 1 to 1024", n)
