@@ -40,7 +40,7 @@ func newBoxed(t *testing.T) *boxed {
 			t.Fatal(err)
 		}
 		b.relays[i] = relayInfo{
-			certificate: &identity.Certificate{Peer: id}, services: []string{serviceMailbox}, load: 0.5,
+			certificate: &identity.Certificate{Peer: id}, services: []string{serviceMailbox}, load: 0.5 + 0.1*float64(i),
 			addrs: []ma.Multiaddr{ma.StringCast(fmt.Sprintf("/ip4/192.0.2.%d/tcp/4001", i+1))},
 		}
 	}

@@ -141,18 +141,19 @@ func (p *post) collect(ctx context.Context) error {
 	return nil
 }
 
-// deliver hands a letter to its session.
-func (p *post) deliver(ctx context.Context, from *identity.Certificate, payload []byte, _ mailbox.ID) error {
-	err := p.n.sessions.TakeLetter(ctx, from, payload)
-	p.n.metrics.Letter("collected", err)
-	if code := wire.CodeOf(err); err != nil && !code.Retry() && code != wire.Internal {
-		return &collector.Permanent{Err: err}
-	}
-	if err == nil {
-		p.n.metrics.Bytes(observe.In, observe.Mailbox, len(payload))
-		p.n.seen.add(from)
-	}
-	return err
+// deliver hands a letter to its session, which tells done what became of it.
+func (p *post) deliver(ctx context.Context, from *identity.Certificate, payload []byte, _ mailbox.ID, done func(error)) {
+	p.n.sessions.TakeLetter(ctx, from, payload, func(err error) {
+		p.n.metrics.Letter("collected", err)
+		if code := wire.CodeOf(err); err != nil && !code.Retry() && code != wire.Internal {
+			err = &collector.Permanent{Err: err}
+		}
+		if err == nil {
+			p.n.metrics.Bytes(observe.In, observe.Mailbox, len(payload))
+			p.n.seen.add(from)
+		}
+		done(err)
+	})
 }
 
 // letterMemory keeps which letters were delivered.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -15,12 +16,13 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// Collecting is a Collect in progress. Next and Ack may be called at the same
-// time.
+// Collecting is a Collect in progress. Done and Later may be called by any goroutine,
+// also while one is in Next.
 type Collecting struct {
 	recipient identity.AgentID
 	stream    network.Stream
 	in        *bufio.Reader
+	sending   sync.Mutex
 }
 
 // Collect asks relay for the letters of the agent of certificate with a cursor
@@ -33,7 +35,7 @@ func Collect(ctx context.Context, d Dialer, relay peer.AddrInfo, certificate *id
 	if err != nil {
 		return nil, fmt.Errorf("collect from %s: %w", relay.ID, err)
 	}
-	c := &Collecting{certificate.Agent, st, bufio.NewReader(st)}
+	c := &Collecting{recipient: certificate.Agent, stream: st, in: bufio.NewReader(st)}
 	if err := c.send(&mailboxpb.Request{Request: &mailboxpb.Request_Collect{Collect: &mailboxpb.Collect{Certificate: certificate.Raw, After: after}}}); err != nil {
 		st.Reset()
 		return nil, fmt.Errorf("collect from %s: %w", relay.ID, err)
@@ -98,6 +100,8 @@ func (c *Collecting) Later(cursor uint64) error {
 }
 
 func (c *Collecting) send(m proto.Message) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
 	if err := c.stream.SetWriteDeadline(time.Now().Add(requestTime)); err != nil {
 		return fmt.Errorf("%w: %w", wire.Unreachable, err)
 	}

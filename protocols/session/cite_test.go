@@ -231,7 +231,7 @@ func TestMarketContractByMail(t *testing.T) {
 					if tc.lose {
 						break
 					}
-					err := b.TakeLetter(t.Context(), l.from, l.Payload)
+					err := b.take(t, l.from, l.Payload)
 					if again := wire.CodeOf(err).Retry() && err != nil; again != (tc.want == delivery.Pending) || (err == nil) != (tc.says == nil) {
 						t.Errorf("letter: %v", err)
 					}
@@ -276,7 +276,7 @@ func TestLetterDoesNotChangeTheContract(t *testing.T) {
 		post.collect(t, b, 1)
 		time.Sleep(time.Minute)
 		forged := invitationUnder(t, s, contractA)
-		if err := b.TakeLetter(t.Context(), a.agent.Certificate, forged); err != nil {
+		if err := b.take(t, a.agent.Certificate, forged); err != nil {
 			t.Errorf("letter: %v", err)
 		}
 		if _, info, err := b.Find(s.ID().String()); err != nil || info.Contract.Market != "" || deals.count() != 0 {

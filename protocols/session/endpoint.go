@@ -97,6 +97,7 @@ type Endpoint struct {
 	stop     context.CancelFunc
 	swept    []*Session    // of the sweep; kept for reuse
 	restored chan struct{} // closed once the store has been read
+	began    time.Time     // when that was
 
 	mu       sync.Mutex
 	sessions map[signal.ID]*Session
@@ -174,6 +175,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	if err := e.restore(ctx); err != nil {
 		return err
 	}
+	e.began = time.Now()
 	close(e.restored)
 	var servers sync.WaitGroup
 	servers.Go(func() { e.signal.Run(ctx, e.cfg.Host) })

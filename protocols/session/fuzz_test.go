@@ -226,14 +226,18 @@ func FuzzLetter(f *testing.F) {
 		if err := owner.begin(theirs); err != nil {
 			t.Fatal(err)
 		}
-		err := owner.TakeLetter(t.Context(), peer.Certificate, b)
+		said := make(chan error, 2)
+		owner.TakeLetter(t.Context(), peer.Certificate, b, func(err error) { said <- err })
 		if theirs.lettered.Load() || theirs.mail.in.Busy() > 0 {
 			t.Errorf("a letter of %s got into a session with %s", peer.Agent, other.Agent)
 		}
 		for _, s := range owner.list() {
 			if s != theirs && s != side.Session && (s.Peer().Agent != peer.Agent || !s.persistent()) {
-				t.Errorf("a letter began %+v: %v", s.Info(), err)
+				t.Errorf("a letter began %+v", s.Info())
 			}
+		}
+		if len(said) > 1 {
+			t.Error("it is told twice what became of a letter")
 		}
 		if len(owner.list()) > 3 {
 			t.Errorf("a letter began %d sessions", len(owner.list())-2)

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -120,12 +121,15 @@ func (s *Session) postMessage(m *delivery.Message, floor uint64) bool {
 }
 
 // postAck puts an ack into the mail. That a message is being worked on is no news
-// by then.
+// by then. Nor is that an attempt had no effect: the letter is kept and comes again.
 func (s *Session) postAck(a delivery.Ack) bool {
 	if !s.away.Load() {
 		return false
 	}
 	a.Working = nil
+	if s.terms.Load().QoS != signal.AtMostOnce {
+		a.Failed = slices.DeleteFunc(slices.Clone(a.Failed), func(f delivery.Failure) bool { return f.Code.Retry() })
+	}
 	if len(a.Delivered)+len(a.Failed)+len(a.Responses) == 0 {
 		return true
 	}
@@ -259,24 +263,29 @@ func (e *Endpoint) invite(t Target, terms signal.Terms, exclusive bool) (*Sessio
 	return s, nil
 }
 
-// TakeLetter takes in what agent from said by mail. An error with a code that may
-// be tried again ([wire.Code.Retry]) says that the letter should be kept and come
-// again; any other, that it is of no use.
-func (e *Endpoint) TakeLetter(ctx context.Context, from *identity.Certificate, payload []byte) error {
+// TakeLetter takes in what agent from said by mail, and returns soon. done hears,
+// once and from any goroutine, what became of that: nil once it is on disk or done
+// with, so that nobody needs to keep the letter; an error with a code that may be
+// tried again ([wire.Code.Retry]), if it should be kept and come again; any other, if
+// it is of no use.
+func (e *Endpoint) TakeLetter(ctx context.Context, from *identity.Certificate, payload []byte, done func(error)) {
 	select {
 	case <-e.restored:
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", wire.Unreachable, ctx.Err())
+		done(fmt.Errorf("%w: %w", wire.Unreachable, ctx.Err()))
+		return
 	}
 	m := new(sessionpb.Letter)
 	if err := proto.Unmarshal(payload, m); err != nil || len(m.Session) != len(signal.ID{}) {
-		return wire.Errorf(wire.Malformed, "letter from %s", from.Agent)
+		done(wire.Errorf(wire.Malformed, "letter from %s", from.Agent))
+		return
 	}
 	s, err := e.addressee(ctx, from, m)
 	if err != nil {
-		return err
+		done(err)
+		return
 	}
-	return s.readLetter(m, time.Now())
+	s.readLetter(m, time.Now(), done)
 }
 
 // addressee finds the session that a letter is of; an invitation may begin it.
@@ -335,24 +344,48 @@ func (e *Endpoint) beginByMail(ctx context.Context, id signal.ID, from *identity
 }
 
 // readLetter takes in messages and acks, and tries to reach the sender.
-func (s *Session) readLetter(m *sessionpb.Letter, now time.Time) error {
+func (s *Session) readLetter(m *sessionpb.Letter, now time.Time, done func(error)) {
 	written := time.UnixMilli(m.Written)
 	if written.After(now) {
 		written = now // its clock is ahead
 	}
 	s.counters.used.Store(now.UnixNano())
 	s.lettered.Store(true)
-	for _, b := range m.Messages {
+	all := &parts{left: 1, done: done} // the one for this function
+	err := s.readMessages(m.Messages, written, now, all)
+	if err == nil {
+		err = s.readAcks(m.Acks, now)
+	}
+	all.settled(err)
+	if err == nil {
+		s.wake()
+	}
+}
+
+func (s *Session) readMessages(messages [][]byte, written, now time.Time, all *parts) error {
+	for _, b := range messages {
 		message, floor, err := delivery.ParseMessage(b, written)
 		if err != nil {
 			return err
 		}
 		if message.Expires.After(now) && len(message.Body) <= s.terms.Load().MaxMessageBytes {
 			message.Accepted = now
-			s.mail.in.Receive(message, floor, now)
+			message.Redelivered = message.Redelivered || s.mayHaveCome(written)
+			all.add()
+			s.mail.in.Keep(message, floor, now, all.settled)
 		}
 	}
-	for _, b := range m.Acks {
+	return nil
+}
+
+// mayHaveCome reports whether a handler of a former process may have had a message of
+// a letter that was written then: who kept the letter cannot know.
+func (s *Session) mayHaveCome(written time.Time) bool {
+	return s.restored && written.Before(s.owner.began.Add(identity.ClockSkew))
+}
+
+func (s *Session) readAcks(acks [][]byte, now time.Time) error {
+	for _, b := range acks {
 		a, err := delivery.ParseAck(b)
 		if err != nil {
 			return err
@@ -362,8 +395,33 @@ func (s *Session) readLetter(m *sessionpb.Letter, now time.Time) error {
 		}
 		s.mail.out.Ack(a, now)
 	}
-	s.wake()
 	return nil
+}
+
+// parts are the parts of a letter. Once all are settled, done hears the error of one,
+// if any has one.
+type parts struct {
+	mu   sync.Mutex
+	left int
+	err  error
+	done func(error)
+}
+
+func (p *parts) add() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left++
+}
+
+func (p *parts) settled(err error) {
+	p.mu.Lock()
+	p.left--
+	p.err = cmp.Or(p.err, err)
+	left, err := p.left, p.err
+	p.mu.Unlock()
+	if left == 0 {
+		p.done(err)
+	}
 }
 
 // owes reports whether a letter is to be answered.

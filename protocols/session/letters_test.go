@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -68,12 +69,28 @@ func (o *office) collect(t *testing.T, n *wired, copies int) (taken int) {
 	o.mu.Unlock()
 	for range copies {
 		for _, l := range letters {
-			if err := n.TakeLetter(t.Context(), l.from, l.Payload); err != nil {
+			if err := n.take(t, l.from, l.Payload); err != nil {
 				t.Errorf("letter: %v", err)
 			}
 		}
 	}
 	return len(letters)
+}
+
+// errInHand is what take returns of a letter that is in hand.
+var errInHand = errors.New("the letter is in hand")
+
+// take gives a node a letter, and returns what it says of that within a second.
+func (n *wired) take(t *testing.T, from *identity.Certificate, payload []byte) error {
+	t.Helper()
+	said := make(chan error, 2)
+	n.TakeLetter(t.Context(), from, payload, func(err error) { said <- err })
+	select {
+	case err := <-said:
+		return err
+	case <-time.After(time.Second):
+		return errInHand
+	}
 }
 
 // count is how often the handler was asked for a key.
@@ -324,7 +341,7 @@ func TestOfferByMailRefused(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		b.start(t)
 		for _, l := range post.letters(b) {
-			if err := b.TakeLetter(t.Context(), l.from, l.Payload); wire.CodeOf(err) != wire.Denied {
+			if err := b.take(t, l.from, l.Payload); wire.CodeOf(err) != wire.Denied {
 				t.Errorf("letter: %v", err)
 			}
 		}
@@ -378,7 +395,6 @@ func TestHostileLetters(t *testing.T) {
 		letter := post.letters(b)[0]
 		a.stop(false)
 		b.start(t)
-		ctx := t.Context()
 		for _, c := range []struct {
 			name    string
 			from    *wired
@@ -390,7 +406,7 @@ func TestHostileLetters(t *testing.T) {
 			{"garbage", a, []byte("garbage"), wire.Malformed},
 			{"cut", a, letter.Payload[:len(letter.Payload)-3], wire.Malformed},
 		} {
-			if err := b.TakeLetter(ctx, c.from.agent.Certificate, c.payload); wire.CodeOf(err) != c.want || err == nil {
+			if err := b.take(t, c.from.agent.Certificate, c.payload); wire.CodeOf(err) != c.want || err == nil {
 				t.Errorf("%s: %v, want %s", c.name, err, c.want)
 			}
 		}
@@ -400,7 +416,7 @@ func TestHostileLetters(t *testing.T) {
 		there, _, _ := b.Find(s.ID().String())
 		there.Terminate(wire.PolicyViolation)
 		time.Sleep(time.Second)
-		if err := b.TakeLetter(ctx, a.agent.Certificate, letter.Payload); wire.CodeOf(err) != wire.NotFound {
+		if err := b.take(t, a.agent.Certificate, letter.Payload); wire.CodeOf(err) != wire.NotFound {
 			t.Errorf("of a session that ended: %v", err)
 		}
 		a.start(t)

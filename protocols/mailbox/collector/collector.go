@@ -5,10 +5,12 @@
 //	relay 1 ── letters in order ──▶ ┐ open, seen before? ┌──▶ Deliver ── nil, or Permanent ──▶ done
 //	relay 2 ── letters in order ──▶ ┘   one at a time    └──▶ done      └─ other errors ─────▶ later
 //
-// A letter that is to come later is put back at its relay, and asked for again
-// with a new Collect once its sender's hold is over; so nothing is kept here, and
-// the letters of others go on. Those of the sender that is on hold wait behind
-// it.
+// Deliver may tell later what became of a letter; until then the relays keep it, and
+// the next ones are delivered. A letter that is to come later is put back at its
+// relay, and asked for again with a new Collect once its sender's hold is over; so
+// nothing is kept here, and the letters of others go on. Those of the sender that is
+// on hold wait behind it. A letter whose end takes long is put back too, so that those
+// behind it come: when it comes again, Deliver has it again.
 //
 // Relays are not trusted: what they send is opened before it counts, a letter
 // that was delivered is not delivered again (see [Memory] for how long), and a
@@ -37,11 +39,15 @@ const (
 	saveEvery     = 5 * time.Second  // Memory
 	leastLifetime = 20 * time.Second // of a registration
 	firstRetry    = 500 * time.Millisecond
-	lastRetry     = time.Minute     // of a relay
-	holdFirst     = time.Second     // after a letter could not be delivered
-	holdMost      = 5 * time.Minute // doubling up to this
-	maxHeld       = 4096            // senders whose letters are on hold
+	lastRetry     = time.Minute      // of a relay
+	holdFirst     = time.Second      // after a letter could not be delivered
+	holdMost      = 5 * time.Minute  // doubling up to this
+	inHandMost    = 10 * time.Second // until a letter is put back of which it is not known what became
+	maxHeld       = 4096             // senders whose letters are on hold
 )
+
+// errInHand is why a letter is put back that takes long.
+var errInHand = errors.New("it is still in hand")
 
 // Permanent marks an error of Deliver: the letter will never be taken, so it is
 // dropped at the relays.
@@ -64,11 +70,12 @@ type Config struct {
 	// Open is [mailbox.Open] with this agent's keys.
 	Open func(*mailbox.Letter) (*identity.Certificate, []byte, error)
 
-	// Deliver takes a letter; one at a time. When it returns nil the letter is
-	// deleted at its relays, so it must be on disk or done with. After an error that
-	// is not [Permanent] that sender's letters are on hold for a second, then two,
-	// and so on up to 5 min.
-	Deliver func(ctx context.Context, from *identity.Certificate, payload []byte, id mailbox.ID) error
+	// Deliver takes a letter, one at a time, and returns soon. done is told, once and
+	// from any goroutine, what became of it. With nil the letter is deleted at its
+	// relays, so it must be on disk or done with. After an error that is not
+	// [Permanent] that sender's letters are on hold for a second, then two, and so on
+	// up to 5 min. A letter of which nothing was told for 10 s comes again likewise.
+	Deliver func(ctx context.Context, from *identity.Certificate, payload []byte, id mailbox.ID, done func(error))
 
 	// Registered hears until when a relay has given this agent a mailbox; or why not:
 	// wire.NotFound says that the relay has none for it any more. It must return soon;
@@ -88,6 +95,9 @@ type Collector struct {
 	// Used by whoever has the turn.
 	delivered delivered
 	holds     map[identity.AgentID]hold
+	inHand    map[[16]byte]*inHand
+
+	waiting sync.WaitGroup // for what became of letters
 }
 
 // hold is a sender whose last letter could not be delivered.
@@ -102,7 +112,7 @@ func New(cfg Config) *Collector {
 		cfg.Lifetime = mailbox.MaxLifetime
 	}
 	return &Collector{cfg: cfg, turn: make(chan struct{}, 1),
-		delivered: delivered{expires: make(map[[16]byte]int64)}, holds: make(map[identity.AgentID]hold)}
+		delivered: delivered{expires: make(map[[16]byte]int64)}, holds: make(map[identity.AgentID]hold), inHand: make(map[[16]byte]*inHand)}
 }
 
 // Run collects until ctx ends.
@@ -112,6 +122,7 @@ func (c *Collector) Run(ctx context.Context) error {
 			c.cfg.Log.Warn("which letters were delivered before is not known: some may come again", zap.Error(err))
 		}
 	}
+	defer c.waiting.Wait()
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	loops.Go(func() { c.remember(ctx) })
@@ -267,7 +278,9 @@ type visit struct {
 	letters *mailbox.Collecting
 	count   int
 	end     context.CancelFunc // ends it without error
-	again   *time.Timer        // set when a letter was put back: calls end
+
+	mu    sync.Mutex
+	again *time.Timer // set when a letter was put back: calls end
 }
 
 // run collects until visiting ends, which is no error. A delivery that is under
@@ -276,6 +289,8 @@ func (v *visit) run(ctx, visiting context.Context) error {
 	defer v.letters.Close()
 	defer context.AfterFunc(visiting, func() { v.letters.Close() })()
 	defer func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
 		if v.again != nil {
 			v.again.Stop()
 		}
@@ -295,64 +310,147 @@ func (v *visit) run(ctx, visiting context.Context) error {
 	}
 }
 
-// settle has a letter delivered and tells the relay.
+// settle has a letter delivered, and tells the relay once it is known what became of
+// it.
 func (v *visit) settle(ctx context.Context, l *mailbox.Letter, cursor uint64) error {
-	wait, err := v.take(ctx, l)
-	switch {
-	case err != nil:
+	h, wait, err := v.take(ctx, l)
+	if err != nil || h == nil {
+		return v.tell(cursor, wait, err)
+	}
+	select {
+	case <-h.over:
+		wait, err := v.conclude(ctx, h)
+		return v.tell(cursor, wait, err)
+	default:
+	}
+	v.waiting.Go(func() {
+		select {
+		case <-h.over:
+		case <-time.After(inHandMost):
+		case <-ctx.Done():
+		}
+		wait, err := v.conclude(ctx, h)
+		v.tell(cursor, wait, err) // if that fails, the letter comes again
+	})
+	return nil
+}
+
+// tell tells the relay that a letter is done with, if wait is 0, or to be tried again
+// after that time.
+func (v *visit) tell(cursor uint64, wait time.Duration, err error) error {
+	if err != nil {
 		return err
-	case wait == 0:
+	}
+	if wait == 0 {
 		return v.letters.Done(cursor)
-	case v.again == nil:
+	}
+	v.mu.Lock()
+	if v.again == nil {
 		v.again = time.AfterFunc(wait, v.end)
 	}
+	v.mu.Unlock()
 	return v.letters.Later(cursor)
 }
 
-// take delivers a letter, unless it was before. It returns 0 if the letter is
-// done with, or after how long to try it again. The error is that of ctx.
-func (c *Collector) take(ctx context.Context, l *mailbox.Letter) (wait time.Duration, err error) {
+// inHand is a letter that was given to Deliver. Copies that come from other relays
+// meanwhile wait for the same end.
+type inHand struct {
+	letter *mailbox.Letter
+	from   identity.AgentID
+	key    [16]byte
+	over   chan struct{} // closed once err is known
+	err    error
+
+	// Used by whoever has the turn.
+	concluded bool
+	wait      time.Duration // then: 0, or after how long to try again
+}
+
+// take delivers a letter, unless it was before. It returns the letter in hand, or nil
+// and 0 if it is done with, or after how long to try it again. The error is that of
+// ctx.
+func (c *Collector) take(ctx context.Context, l *mailbox.Letter) (h *inHand, wait time.Duration, err error) {
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return nil, 0, ctx.Err()
 	}
 	from, payload, err := c.cfg.Open(l)
 	if wire.CodeOf(err) == wire.Internal && err != nil {
 		c.cfg.Log.Warn("a letter cannot be opened now; trying again", zap.Stringer("letter", l.ID), zap.Error(err))
-		return holdMost, nil
+		return nil, holdMost, nil
 	}
 	if err != nil { // not to be remembered: another relay may have a better copy
 		c.cfg.Log.Info("a letter that cannot be opened was dropped", zap.Stringer("letter", l.ID), zap.Error(err))
-		return 0, nil
+		return nil, 0, nil
 	}
 	key, now := letterKey(from.Agent, l.ID), time.Now()
 	if c.delivered.has(key) {
-		return 0, nil
+		return nil, 0, nil
+	}
+	if h := c.inHand[key]; h != nil {
+		return h, 0, nil
 	}
 	if h := c.holds[from.Agent]; now.Before(h.until) {
-		return h.until.Sub(now), nil
+		return nil, h.until.Sub(now), nil
 	}
-	err = c.cfg.Deliver(ctx, from, payload, l.ID)
+	h = &inHand{letter: &mailbox.Letter{ID: l.ID, Expires: l.Expires}, from: from.Agent, key: key, over: make(chan struct{})}
+	c.inHand[key] = h
+	var once sync.Once
+	c.cfg.Deliver(ctx, from, payload, l.ID, func(err error) {
+		once.Do(func() {
+			h.err = err
+			close(h.over)
+		})
+	})
+	return h, 0, nil
+}
+
+// conclude finds out what to do with a letter, once for all its copies: it is over, or
+// was in hand for too long. It returns 0 if the letter is done with, or after how long
+// to try it again. The error is that of ctx.
+func (c *Collector) conclude(ctx context.Context, h *inHand) (wait time.Duration, err error) {
+	c.turn <- struct{}{} // Deliver returns soon
+	defer func() { <-c.turn }()
+	if c.inHand[h.key] == h {
+		delete(c.inHand, h.key)
+	}
+	if h.concluded {
+		return h.wait, nil
+	}
+	select {
+	case <-h.over:
+		err = h.err
+	default:
+		err = errInHand
+	}
 	permanent := (*Permanent)(nil)
+	fields := []zap.Field{zap.Stringer("letter", h.letter.ID), zap.String("from", string(h.from)), zap.Error(err)}
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return 0, ctx.Err()
 	case errors.As(err, &permanent):
-		c.cfg.Log.Info("a letter was refused for good", zap.Stringer("letter", l.ID), zap.String("from", string(from.Agent)), zap.Error(err))
+		c.cfg.Log.Info("a letter was refused for good", fields...)
 	case err != nil:
-		wait := c.hold(from.Agent)
-		c.cfg.Log.Warn("a letter cannot be delivered now; trying again", zap.Stringer("letter", l.ID), zap.String("from", string(from.Agent)), zap.Duration("after", wait), zap.Error(err))
-		return wait, nil
+		h.concluded, h.wait = true, c.hold(h.from)
+		c.cfg.Log.Warn("a letter cannot be delivered now; trying again", append(fields, zap.Duration("after", h.wait))...)
+		return h.wait, nil
 	}
-	delete(c.holds, from.Agent)
-	c.delivered.add(key, l.Expires, now)
+	h.concluded = true
+	delete(c.holds, h.from)
+	if !c.delivered.has(h.key) { // another copy may have come meanwhile
+		c.delivered.add(h.key, h.letter.Expires, time.Now())
+	}
 	return 0, nil
 }
 
-// hold keeps a sender's letters waiting, and returns for how long.
+// hold keeps a sender's letters waiting, and returns for how long. Those that were in
+// hand when a hold began do not make it longer.
 func (c *Collector) hold(sender identity.AgentID) time.Duration {
+	if left := time.Until(c.holds[sender].until); left > 0 {
+		return left
+	}
 	after := min(max(2*c.holds[sender].after, holdFirst), holdMost)
 	if _, ok := c.holds[sender]; !ok && len(c.holds) >= maxHeld {
 		for a := range c.holds { // any: it starts again with holdFirst

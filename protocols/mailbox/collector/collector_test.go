@@ -86,14 +86,14 @@ func (m *mesh) collect(change func(*collector.Config)) (stop func()) {
 	cfg := collector.Config{
 		Dialer: m.host, Relays: m.infos, Certificate: func() *identity.Certificate { return m.bob.Cert }, Log: zap.NewNop(),
 		Open: func(l *mailbox.Letter) (*identity.Certificate, []byte, error) { return mailbox.Open(r, l, time.Now()) },
-		Deliver: func(_ context.Context, _ *identity.Certificate, payload []byte, _ mailbox.ID) error {
+		Deliver: func(_ context.Context, _ *identity.Certificate, payload []byte, _ mailbox.ID, done func(error)) {
 			m.mu.Lock()
-			defer m.mu.Unlock()
 			err := m.deliver(string(payload))
 			if err == nil {
 				m.got = append(m.got, string(payload))
 			}
-			return err
+			m.mu.Unlock()
+			done(err)
 		},
 	}
 	if change != nil {

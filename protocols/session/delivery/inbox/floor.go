@@ -170,7 +170,7 @@ func (b *Inbox) rest() {
 	defer b.mu.Unlock()
 	w := b.work
 	if w != nil && len(w.entries) == 0 && w.committing == 0 && !w.running && len(w.run) == 0 && len(w.acks) == 0 &&
-		len(w.refusals) == 0 && len(w.unread) == 0 && len(w.ring) == 0 && len(w.gaps) == 0 && w.news == nil {
+		len(w.refusals) == 0 && len(w.told) == 0 && len(w.unread) == 0 && len(w.ring) == 0 && len(w.gaps) == 0 && w.news == nil {
 		b.work = nil
 	}
 }
@@ -254,9 +254,11 @@ func (b *Inbox) Busy() int {
 // hand is still stored.
 func (b *Inbox) Close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.ended = true
 	if b.work != nil {
 		b.work.tell()
+		b.work.releaseAll()
 	}
+	b.mu.Unlock()
+	b.tellKeepers()
 }

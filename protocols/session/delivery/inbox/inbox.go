@@ -90,6 +90,7 @@ type entry struct {
 	attempt  uint32
 	size     int
 	taken    time.Time
+	kept     []func(error) // of those who keep it until it is safe
 }
 
 // work is what an inbox has in hand and remembers. One that rests has none.
@@ -108,6 +109,7 @@ type work struct {
 
 	acks     []listed
 	refusals []delivery.Failure
+	told     []told
 
 	unread      []unread
 	unreadBytes int64
@@ -144,16 +146,33 @@ func (fx effects) run(s delivery.Store) {
 // Receive takes in a message as the channel brought it; m and its body are the
 // inbox's from then on. With sequence 0 only the floor is told.
 func (b *Inbox) Receive(m *delivery.Message, floor uint64, now time.Time) {
+	b.Keep(m, floor, now, nil)
+}
+
+// Keep is Receive of a message that somebody keeps until it is safe. That tells safe,
+// once and from any goroutine: nil, if the message is stored or has its outcome, is
+// to be delivered at most once, or is of no use; or why it had no effect, with a code
+// that may be tried again, if it should come again.
+func (b *Inbox) Keep(m *delivery.Message, floor uint64, now time.Time, safe func(error)) {
 	var fx effects
 	b.mu.Lock()
 	if b.ended || floor > delivery.MaxSequence || m.Sequence > delivery.MaxSequence || m.Sequence != 0 && floor > m.Sequence {
+		var err error // what breaks the protocol is of no use
+		if b.ended {
+			err = wire.Unreachable
+		}
 		b.mu.Unlock()
+		if safe != nil {
+			safe(err)
+		}
 		return
 	}
 	b.need()
 	b.raise(floor)
 	if m.Sequence != 0 {
-		b.take(m, floor, now, &fx)
+		b.take(m, floor, now, safe, &fx)
+	} else {
+		b.work.tellKeeper(safe, nil)
 	}
 	if b.floor >= b.work.stored+advanceAfter {
 		b.advanceStore(&fx)
@@ -166,6 +185,7 @@ func (b *Inbox) Receive(m *delivery.Message, floor uint64, now time.Time) {
 // act does what may have become possible: messages go to the handler, acks to
 // the sender.
 func (b *Inbox) act(ack bool) {
+	b.tellKeepers()
 	b.hand()
 	if ack {
 		b.flush()
@@ -173,7 +193,7 @@ func (b *Inbox) act(ack bool) {
 }
 
 // take finds out what to do with m.
-func (b *Inbox) take(m *delivery.Message, floor uint64, now time.Time, fx *effects) {
+func (b *Inbox) take(m *delivery.Message, floor uint64, now time.Time, safe func(error), fx *effects) {
 	w, n := b.work, m.Sequence
 	readable := m.Capability == ""
 	e := w.entries[n]
@@ -181,17 +201,22 @@ func (b *Inbox) take(m *delivery.Message, floor uint64, now time.Time, fx *effec
 	case e != nil:
 		e.attempt = max(e.attempt, m.Attempt)
 		w.list(e)
+		b.keep(e, safe)
 	case n < b.floor && !b.cfg.Terms.Durable():
 		w.refuse(n, m.Attempt, wire.Replayed) // the sender cannot mean it
+		w.tellKeeper(safe, nil)
 	case n < b.floor, readable && b.cfg.Terms.Durable() && n <= b.cursor:
 		w.acknowledge(n)
+		w.tellKeeper(safe, nil)
 	case n-floor >= delivery.MaxSpan, !b.room(n), readable && b.full(m):
 		w.refuse(n, m.Attempt, wire.ResourceExhausted)
+		w.tellKeeper(safe, b.mayComeAgain(wire.ResourceExhausted))
 	default:
 		e = &entry{message: m, sequence: n, readable: readable, attempt: m.Attempt, size: len(m.Body), taken: now}
 		w.entries[n] = e
 		w.hand++
 		w.handBytes += e.size
+		b.keep(e, safe)
 		b.begin(e, fx)
 	}
 }
@@ -272,6 +297,7 @@ func (b *Inbox) handled(e *entry, out delivery.Outcome) {
 	out = clean(out)
 	switch {
 	case out.Status == delivery.Failed && out.Code.Retry() && b.cfg.Terms.Durable() && e.sequence >= b.floor:
+		b.work.release(e, out.Code)
 		b.drop(e)
 		b.work.refuse(e.sequence, e.attempt, out.Code, out.Pointers...)
 	case b.cfg.Terms.QoS == delivery.ExactlyOnce && e.sequence >= b.floor: // else the sender has given up
@@ -326,6 +352,7 @@ func (b *Inbox) finished(e *entry, err error) {
 func (b *Inbox) received(e *entry, err error) {
 	b.mu.Lock()
 	if err != nil {
+		b.work.release(e, wire.ResourceExhausted)
 		b.drop(e)
 		b.work.refuse(e.sequence, e.attempt, wire.ResourceExhausted)
 	} else {
@@ -353,6 +380,7 @@ func (b *Inbox) settle(e *entry, out *delivery.Outcome) {
 	w.handBytes -= e.size
 	w.outcome(e, out)
 	w.list(e)
+	w.release(e, nil)
 	b.advance()
 }
 
@@ -379,4 +407,5 @@ func (b *Inbox) drop(e *entry) {
 	}
 	e.stage = dropped
 	delete(w.entries, e.sequence)
+	w.release(e, nil)
 }
