@@ -10,6 +10,7 @@ import (
 
 	openmeshv1 "openmesh/node/api/openmesh/v1"
 	"openmesh/node/observe"
+	"openmesh/protocols/identity"
 	"openmesh/protocols/schema"
 	"openmesh/protocols/session"
 	"openmesh/protocols/session/delivery"
@@ -57,7 +58,7 @@ func (n *Node) callDurably(ctx context.Context, c candidate, r *openmeshv1.CallR
 			WithHint("it may still be delivered; ask with: openmesh session outcome %s %s", s.Names().Session[:8], m.Key)
 	}
 	if err == nil {
-		err = outcomeError(s, o)
+		err = outcomeError(c.agent, o)
 	}
 	if err != nil {
 		return nil, err
@@ -80,13 +81,16 @@ func (n *Node) message(ctx context.Context, key, capability, version string, enc
 	return m
 }
 
+// errAnswered is in an error that is what the other side answered to a message: whatever
+// else went wrong, that is its word on it.
+var errAnswered = errors.New("the other side's answer")
+
 // outcomeError is the error of a message that was not delivered.
-func outcomeError(s *session.Session, o delivery.Outcome) error {
-	agent := s.Peer().Agent
+func outcomeError(agent identity.AgentID, o delivery.Outcome) error {
 	switch o.Status {
 	case delivery.Failed:
 		e := wire.Errorf(orDefault(o.Code, wire.Internal), "%s answered %s", agent, o.Code)
-		e.Pointers = o.Pointers
+		e.Pointers, e.Err = o.Pointers, errAnswered
 		return e
 	case delivery.Expired:
 		return wire.Errorf(wire.DeadlineExceeded, "the message to %s expired before it was delivered", agent)

@@ -153,9 +153,23 @@ func (t trading) Post(ctx context.Context, to identity.AgentID, key string, move
 	}
 	resp, err := t.n.callBy(ctx, r, key, deadline, t.n.collect)
 	if err != nil {
-		return market.Reply{}, err
+		return market.Reply{}, undelivered(err)
 	}
 	return market.Reply{Body: resp.GetProtobuf(), Session: resp.Session}, nil
+}
+
+// undelivered is the error of a move for which there is no receipt. Where directory,
+// session or mailbox failed to find what they wanted, or one another's words, nobody has
+// said anything about the move, and it may be sent again.
+func undelivered(err error) error {
+	if errors.Is(err, errAnswered) {
+		return err
+	}
+	switch wire.CodeOf(err) {
+	case wire.NotFound, wire.Malformed, wire.Replayed:
+		return wire.Errorf(wire.Unreachable, "%w", err)
+	}
+	return err
 }
 
 // Providers implements [market.Peers].

@@ -33,9 +33,10 @@ type world struct {
 	fault func(from, to identity.AgentID, n int) fault // nil: none
 	lapse func(to identity.AgentID, key string) bool   // whether a message has expired, whatever becomes of it; may be nil
 
-	mu    sync.Mutex
-	sides map[identity.AgentID]*side
-	posts int
+	mu      sync.Mutex
+	sides   map[identity.AgentID]*side
+	posts   int
+	expired map[string]bool // keys of messages
 }
 
 type fault uint8
@@ -46,6 +47,7 @@ const (
 	unheard        // its receipt does not
 	repeated       // it arrives twice
 	denied         // the other side will not have it
+	expired        // its message expires, and that is the outcome of its key for ever
 	bare           // its receipt comes without the moves in it
 )
 
@@ -75,7 +77,7 @@ func within(t *testing.T, f func(*testing.T, *world)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, sides: make(map[identity.AgentID]*side)}
+		w := &world{t: t, sides: make(map[identity.AgentID]*side), expired: make(map[string]bool)}
 		f(t, w)
 		for _, s := range w.sides {
 			s.stop()
@@ -182,6 +184,10 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, key string, move [
 	if w.fault != nil {
 		f = w.fault(s.Agent.Agent, to, w.posts)
 	}
+	if f == expired {
+		w.expired[key] = true
+	}
+	gone := w.expired[key]
 	var e *Engine
 	if peer := w.sides[to]; peer != nil && peer.engine != nil && s.meets(peer) {
 		e = peer.engine
@@ -189,6 +195,9 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, key string, move [
 	w.mu.Unlock()
 	if e == nil || f == lost {
 		return Reply{}, wire.Errorf(wire.Unreachable, "%s is away", to)
+	}
+	if gone {
+		return Reply{}, wire.Errorf(wire.DeadlineExceeded, "the message to %s expired before it was delivered", to)
 	}
 	if f == denied {
 		return Reply{}, wire.Errorf(wire.Denied, "%s denies", to)

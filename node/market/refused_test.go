@@ -71,3 +71,14 @@ func TestEndIsNotToldForEver(t *testing.T) {
 		}
 	})
 }
+
+// A move whose message has expired goes out in another one.
+func TestMessageThatExpired(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, seller, id := stage(w)
+		w.fails(func(identity.AgentID, identity.AgentID, int) fault { return expired })
+		check(t, accept(buyer, id))
+		w.fails(nil)
+		reach(t, id, "contracted", buyer, seller)
+	})
+}

@@ -129,6 +129,10 @@ func (e *Engine) post(ctx context.Context, to identity.AgentID, key string, move
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	reply, err := e.cfg.Peers.Post(ctx, to, key, move)
+	if err != nil && ctx.Err() == nil && wire.CodeOf(err) == wire.DeadlineExceeded {
+		// The message has expired, and that stays its outcome: only another one may arrive.
+		err = wire.Errorf(wire.Unreachable, "%w", err)
+	}
 	if err != nil {
 		return nil, "", err
 	}
