@@ -75,6 +75,7 @@ func rfpMessage(s market.RequestState) *openmeshv1.RFP {
 		Awarded: uint64(s.Awarded), Reserved: uint64(s.Reserved), Currency: rfp.Price.Currency, Capability: rfp.Capability,
 		Deadline: stamp(rfp.Deadline), Created: stamp(rfp.Created), Direction: "received",
 		Asked: uint32(s.Asked), Reached: uint32(s.Reached), Proposals: uint32(s.Sellers), Hash: s.Move.Hash.String(),
+		Searching: s.Searching, Awaited: uint32(s.Awaited),
 	}
 	if s.Sent {
 		m.Direction = "sent"

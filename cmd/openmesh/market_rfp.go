@@ -30,8 +30,9 @@ func newRFPPost(p *program) *cobra.Command {
 		Long: "Ask providers of a capability for proposals: those that the directory finds, now and until the deadline of the\n" +
 			"request, and all who listen for it. FILE is YAML or JSON, or - for standard input; `openmesh market rfp example`\n" +
 			"prints one.\n\n" +
-			"With --wait the command waits until all who were asked have answered, or the time is over, and lists the\n" +
-			"proposals; with --json they are the member answers. It exits 6 if there is none by then. The request stays open.",
+			"With --wait the command waits until the search has ended and all whom it found have answered, or the time is\n" +
+			"over, and lists the proposals; with --json they are the member answers. It exits 6 if there is none by then. The\n" +
+			"request stays open.",
 		Example: "  openmesh market rfp example > rfp.yaml\n  openmesh market rfp post rfp.yaml --wait=1m",
 		PreRunE: func(_ *cobra.Command, args []string) (err error) {
 			req.Json, err = p.readJSON(args[0])
@@ -57,10 +58,12 @@ func newRFPPost(p *program) *cobra.Command {
 
 // askedFor tells whom a request was sent to.
 func askedFor(r *openmeshv1.RFP) string {
-	switch r.Asked {
-	case 0:
+	switch {
+	case r.Searching:
+		return "providers of " + r.Capability + " are being looked for, now and until the deadline"
+	case r.Asked == 0:
 		return "no provider of " + r.Capability + " was found yet; the search goes on until the deadline"
-	case 1:
+	case r.Asked == 1:
 		return fmt.Sprintf("1 provider of %s was found, %d has the request", r.Capability, r.Reached)
 	}
 	return fmt.Sprintf("%d providers of %s were found, %d have the request", r.Asked, r.Capability, r.Reached)
@@ -90,20 +93,20 @@ func (p *program) awaitAnswers(
 ) (*openmeshv1.RFP, []*openmeshv1.Proposal, error) {
 	over := time.After(wait)
 	for told, last := 0, false; ; {
-		res, err := d.Market.ListProposals(ctx, &openmeshv1.ListProposalsRequest{Rfp: rfp, All: true})
+		r, err := d.Market.ShowRFP(ctx, &openmeshv1.ShowRFPRequest{Rfp: rfp})
 		if err != nil {
 			return nil, nil, err
 		}
-		r, err := d.Market.ShowRFP(ctx, &openmeshv1.ShowRFPRequest{Rfp: rfp})
+		res, err := d.Market.ListProposals(ctx, &openmeshv1.ListProposalsRequest{Rfp: rfp, All: true}) // who is not awaited is in it
 		if err != nil {
 			return nil, nil, err
 		}
 		answers := answered(res.Proposals)
 		if len(answers) > told {
 			told = len(answers)
-			p.note("%d of %d have answered", told, max(told, int(r.Asked)))
+			p.note("%s", answeredBy(told, r))
 		}
-		if last || r.State != "open" || told > 0 && told >= int(r.Asked) {
+		if last || r.State != "open" || told > 0 && !r.Searching && r.Awaited == 0 {
 			return r, answers, nil
 		}
 		select {
@@ -114,6 +117,17 @@ func (p *program) awaitAnswers(
 			return nil, nil, ctx.Err()
 		}
 	}
+}
+
+// answeredBy tells how many have answered, and who may yet.
+func answeredBy(told int, r *openmeshv1.RFP) string {
+	switch {
+	case r.Searching:
+		return fmt.Sprintf("%d answered so far; providers are still being looked for", told)
+	case r.Awaited > 0:
+		return fmt.Sprintf("%d answered so far; %d more were asked", told, r.Awaited)
+	}
+	return fmt.Sprintf("%d answered, as did all who were asked", told)
 }
 
 // answered leaves out negotiations in which the seller has not spoken.

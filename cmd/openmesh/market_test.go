@@ -207,9 +207,14 @@ func TestMarketCommands(t *testing.T) {
 			err:     `2 providers of text/translation were found, 1 have the request; see: openmesh market proposals 3f9a2`,
 		},
 		{
+			name: "post, before providers are found", args: "rfp post -", in: "item: pages", procedure: "PostRFP",
+			answers: []any{connect.NewResponse(&openmeshv1.RFP{Rfp: testRFP, State: "open", Capability: "text/translation", Searching: true})},
+			err:     `^providers of text/translation are being looked for, now and until the deadline; see: openmesh market proposals 3f9a2`,
+		},
+		{
 			name: "post JSON", args: "--json rfp post -", in: "{\"quantity\":  20.0}", procedure: "PostRFP", answers: []any{connect.NewResponse(request())},
 			asked: &openmeshv1.PostRFPRequest{Json: "{\"quantity\":  20.0}"},
-			out:   `^{"rfp":"3f9a2\d+","buyer":.*"quantity":20,.*"document":{"item":"pages","quantity":20},"hash":""}\n$`, err: `^$`,
+			out:   `^{"rfp":"3f9a2\d+","buyer":.*"quantity":20,.*"document":{"item":"pages","quantity":20},"hash":"","searching":false,"awaited":0}\n$`, err: `^$`,
 		},
 		{
 			name: "post what is no request", args: "rfp post -", in: "item: x", procedure: "PostRFP",
@@ -374,22 +379,37 @@ func TestPostAndWait(t *testing.T) {
 	list := func(all ...*openmeshv1.Proposal) any {
 		return connect.NewResponse(&openmeshv1.ListProposalsResponse{Proposals: all})
 	}
-	one := proto.CloneOf(request())
-	one.Asked = 1
+	second := proto.CloneOf(negotiation())
+	second.Proposal, second.Price = "2ec00000000000000000000000000002", "5.00"
+	state := func(searching bool, asked, awaited uint32) any {
+		r := proto.CloneOf(request())
+		r.Searching, r.Asked, r.Awaited = searching, asked, awaited
+		return connect.NewResponse(r)
+	}
+	none, one, two := state(true, 0, 0), state(false, 1, 0), state(false, 2, 1)
 	for _, tc := range []struct {
-		name, args string
-		lists      []any
-		out, err   string
-		exit       int
+		name, args    string
+		states, lists []any
+		out, err      string
+		exit          int
 	}{
-		{"an answer", "--wait=1m", []any{list(), list(silent), list(negotiation())}, `(?s)^request .* is open .*\nb10c0\w+\t`, `1 of 1 have answered`, exitDone},
-		{"as JSON", "--json --wait=1m", []any{list(negotiation())}, `^{"rfp":.*"document":{"item":"pages","quantity":20},"hash":"","answers":\[{"proposal":"b10c.*}\]}\n$`, `^$`, exitDone},
-		{"nobody", "--wait=1ms", []any{list(silent)}, `^request .* is open`, `nobody has answered .*\nhint: it stays open`, exitTimedOut},
+		{"an answer", "--wait=1m", []any{one}, []any{list(), list(silent), list(negotiation())}, `(?s)^request .* is open .*\nb10c0\w+\t`, `1 answered, as did all who were asked`, exitDone},
+		{"as JSON", "--json --wait=1m", []any{one}, []any{list(negotiation())}, `^{"rfp":.*"document":{"item":"pages","quantity":20},"hash":"","searching":false,"awaited":0,"answers":\[{"proposal":"b10c.*}\]}\n$`, `^$`, exitDone},
+		{"nobody", "--wait=1ms", []any{two}, []any{list(silent)}, `^request .* is open`, `nobody has answered .*\nhint: it stays open`, exitTimedOut},
+		{
+			"an answer before the search has ended", "--wait=1m", []any{none, none, two, state(false, 2, 0)},
+			[]any{list(negotiation()), list(negotiation()), list(negotiation(), second)}, `\nb10c0.*\n2ec0`,
+			`^request .* is open; providers of text/translation are being looked for, .*\n1 answered so far; providers are .*\n2 answered, as did all`, exitDone,
+		},
+		{
+			"an answer of somebody who was not asked", "--wait=1m", []any{one, state(false, 1, 1), one},
+			[]any{list(negotiation()), list(negotiation(), second)}, `\nb10c0.*\n2ec0`, `1 answered so far; 1 more were asked\n2 answered, as did all`, exitDone,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			local := &localAPI{answers: map[string][]any{
-				"Market/PostRFP": {connect.NewResponse(one)}, "Market/ShowRFP": {connect.NewResponse(one)}, "Market/ListProposals": tc.lists,
+				"Market/PostRFP": tc.states[:1], "Market/ShowRFP": tc.states[min(1, len(tc.states)-1):], "Market/ListProposals": tc.lists,
 			}}
 			got := speak(t, local.serve(t), "{}", append([]string{"market", "rfp", "post", "-"}, strings.Fields(tc.args)...)...)
 			got.check(t, tc.out, tc.err, tc.exit)

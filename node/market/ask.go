@@ -109,6 +109,9 @@ func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentI
 		return
 	case err != nil && permanent(code):
 		e.cfg.Logger.Debug("request refused", zap.String("rfp", r.id), zap.String("agent", string(to)), zap.Error(err))
+		r.mu.Lock()
+		r.spoken[to] = true
+		r.mu.Unlock()
 		return
 	case err != nil:
 		if code != wire.DeadlineExceeded || time.Since(began) < patience { // else the message is still on its way

@@ -80,3 +80,37 @@ func TestAskedInAnotherMessage(t *testing.T) {
 		seller.has(buyer.post(1))
 	})
 }
+
+// Of those who were asked, who proposes, declines or will not have the request is not
+// awaited, after a restart either.
+func TestAwaited(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, a, b, c := w.agent("buyer"), w.agent("a"), w.agent("b"), w.agent("c")
+		w.fault = func(_, to identity.AgentID, _ int) fault {
+			if to == c.Agent.Agent {
+				return denied
+			}
+			return none
+		}
+		rfp := buyer.post(1)
+		awaits := func(want int) {
+			t.Helper()
+			s, err := buyer.engine.Request(t.Context(), rfp)
+			if check(t, err); s.Asked != 3 || s.Awaited != want {
+				t.Errorf("%d of %d are awaited, want %d", s.Awaited, s.Asked, want)
+			}
+		}
+		a.has(rfp)
+		b.has(rfp)
+		<-time.After(time.Second)
+		awaits(2)
+		a.proposes(rfp, "9")
+		awaits(1)
+		_, err := b.engine.Decline(t.Context(), rfp, "")
+		check(t, err)
+		awaits(0)
+		buyer.restart()
+		<-time.After(time.Second)
+		awaits(0)
+	})
+}

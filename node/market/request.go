@@ -34,6 +34,7 @@ type request struct {
 	reason    string                    // why it was
 	done      bool                      // in the database, too
 	asked     map[identity.AgentID]bool // of those it was sent to: who has it
+	spoken    map[identity.AgentID]bool // sellers that have said something, or will not have it
 	held      map[string]int64          // quantity accepted or under contract, by negotiation
 	sellers   int
 	searching bool      // for providers, right then
@@ -53,7 +54,7 @@ type stored struct {
 func newRequest(m *deal.Signed, sent bool) *request {
 	return &request{
 		id: m.Hash.ID(), move: m, rfp: m.Request(), sent: sent, since: time.Now().UTC(),
-		asked: make(map[identity.AgentID]bool), held: make(map[string]int64), wait: firstAsk,
+		asked: make(map[identity.AgentID]bool), spoken: make(map[identity.AgentID]bool), held: make(map[string]int64), wait: firstAsk,
 	}
 }
 
@@ -74,6 +75,7 @@ type RequestState struct {
 	Awarded, Reserved       int64
 	Asked, Reached, Sellers int
 	Searching               bool // providers are being looked for: more may be asked
+	Awaited                 int  // of those asked: who has not answered in any way
 }
 
 // PostRFP signs a request for proposals of this agent and has it sent to providers. The
@@ -219,10 +221,14 @@ func (e *Engine) details(ctx context.Context, m *deal.Signed) error {
 	return err
 }
 
-// count notes what a negotiation holds of the quantity. What failed may be awarded again.
+// count notes that a seller speaks, and what the negotiation holds of the quantity. What
+// failed may be awarded again.
 func (r *request) count(id string, n deal.Negotiation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(n.Moves()) > 0 {
+		r.spoken[n.Seller()] = true
+	}
 	if q := n.Promised(); q > 0 {
 		r.held[id] = q
 	} else {
@@ -325,9 +331,12 @@ func (e *Engine) stateOf(r *request) RequestState {
 			s.Awarded += q
 		}
 	}
-	for _, has := range r.asked {
+	for a, has := range r.asked {
 		if has {
 			s.Reached++
+		}
+		if !r.spoken[a] {
+			s.Awaited++
 		}
 	}
 	switch {

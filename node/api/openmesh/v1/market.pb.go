@@ -93,7 +93,13 @@ type RFP struct {
 	// The document as it was signed; only in ShowRFP and PostRFP.
 	Json string `protobuf:"bytes,18,opt,name=json,proto3" json:"json,omitempty"`
 	// SHA-256 of the signed request, in hexadecimal.
-	Hash          string `protobuf:"bytes,19,opt,name=hash,proto3" json:"hash,omitempty"`
+	Hash string `protobuf:"bytes,19,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Providers are being looked for right now: it may be sent to more. Of requests sent;
+	// from PostRFP on until the first search is over, and while another one is under way.
+	Searching bool `protobuf:"varint,20,opt,name=searching,proto3" json:"searching,omitempty"`
+	// How many of those that it was sent to have neither answered nor refused it; of
+	// requests sent.
+	Awaited       uint32 `protobuf:"varint,21,opt,name=awaited,proto3" json:"awaited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -259,6 +265,20 @@ func (x *RFP) GetHash() string {
 		return x.Hash
 	}
 	return ""
+}
+
+func (x *RFP) GetSearching() bool {
+	if x != nil {
+		return x.Searching
+	}
+	return false
+}
+
+func (x *RFP) GetAwaited() uint32 {
+	if x != nil {
+		return x.Awaited
+	}
+	return 0
 }
 
 type ListRFPsRequest struct {
@@ -2271,7 +2291,7 @@ const file_openmesh_v1_market_proto_rawDesc = "" +
 	"\n" +
 	"\x18openmesh/v1/market.proto\x12\vopenmesh.v1\"$\n" +
 	"\x0ePostRFPRequest\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\tR\x04json\"\xe9\x03\n" +
+	"\x04json\x18\x01 \x01(\tR\x04json\"\xa1\x04\n" +
 	"\x03RFP\x12\x10\n" +
 	"\x03rfp\x18\x01 \x01(\tR\x03rfp\x12\x14\n" +
 	"\x05buyer\x18\x02 \x01(\tR\x05buyer\x12\x14\n" +
@@ -2294,7 +2314,9 @@ const file_openmesh_v1_market_proto_rawDesc = "" +
 	"\areached\x18\x10 \x01(\rR\areached\x12\x1c\n" +
 	"\tproposals\x18\x11 \x01(\rR\tproposals\x12\x12\n" +
 	"\x04json\x18\x12 \x01(\tR\x04json\x12\x12\n" +
-	"\x04hash\x18\x13 \x01(\tR\x04hash\"W\n" +
+	"\x04hash\x18\x13 \x01(\tR\x04hash\x12\x1c\n" +
+	"\tsearching\x18\x14 \x01(\bR\tsearching\x12\x18\n" +
+	"\aawaited\x18\x15 \x01(\rR\aawaited\"W\n" +
 	"\x0fListRFPsRequest\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x14\n" +
