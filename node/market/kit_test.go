@@ -93,7 +93,9 @@ func (w *world) fails(f func(from, to identity.AgentID, n int) fault) {
 }
 
 func (w *world) agent(name string) *side {
-	s := &side{Agent: protocoltest.NewAgent(w.t, 64512, time.Now()), w: w, name: name, file: filepath.Join(w.t.TempDir(), name+".db")}
+	host, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	check(w.t, err)
+	s := &side{Agent: protocoltest.NewAgentFor(w.t, 64512, time.Now(), 28*24*time.Hour, host), w: w, name: name, file: filepath.Join(w.t.TempDir(), name+".db")}
 	s.start()
 	return s
 }

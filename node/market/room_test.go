@@ -55,7 +55,7 @@ func TestNonsenseTakesNoRoom(t *testing.T) {
 			Kind: deal.Withdraw, RFP: r.move.Hash, Prev: r.move.Hash, Author: buyer.Agent.Agent, To: seller.Agent.Agent, At: time.Now().UTC().Truncate(time.Millisecond),
 		}, buyer.Host, buyer.Certificate)
 		check(t, err)
-		receipt, err := seller.engine.Receive(t.Context(), buyer.Agent.Agent, "session", m.Raw)
+		receipt, err := seller.engine.Receive(t.Context(), buyer.Agent.Agent, string(buyer.Agent.Agent), m.Raw)
 		if err != nil || receipt.Code != wire.IllegalTransition {
 			t.Errorf("%+v, %v", receipt, err)
 		}

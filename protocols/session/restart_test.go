@@ -118,7 +118,7 @@ func TestBegunTwiceAtOnce(t *testing.T) {
 				meet()
 			}
 			read := make(chan error, 1)
-			go func() { read <- b.TakeLetter(t.Context(), letter.from, letter.Payload) }()
+			go b.TakeLetter(t.Context(), letter.from, letter.Payload, func(err error) { read <- err })
 			meet()
 			close(gate)
 			if err := <-read; err != nil && !wire.CodeOf(err).Retry() {
