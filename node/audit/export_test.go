@@ -2,9 +2,11 @@ package audit_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,6 +67,76 @@ func TestExport(t *testing.T) {
 	}
 	if strings.Contains(b.export("session-1"), "payload 2\"") {
 		t.Error("an export of one session has what was said in another")
+	}
+}
+
+// stalled is what a client that stops reading is to an export: it takes some lines,
+// and no more until it is let go.
+type stalled struct {
+	lines   int
+	stopped func()
+	letGo   <-chan struct{}
+	got     bytes.Buffer
+}
+
+func (s *stalled) Write(b []byte) (int, error) {
+	if s.lines--; s.lines == 0 {
+		s.stopped()
+		<-s.letGo
+	}
+	return s.got.Write(b)
+}
+
+// Clients that stop reading do not keep others from the database, however many.
+func TestExportStalled(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.fill(20)
+	letGo := make(chan struct{})
+	var exports, stopped sync.WaitGroup
+	clients := make([]*stalled, 16)
+	for i := range clients {
+		stopped.Add(1)
+		clients[i] = &stalled{lines: 3, stopped: stopped.Done, letGo: letGo}
+		exports.Go(func() {
+			if err := b.log.Export(t.Context(), clients[i]); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	free := make(chan struct{})
+	go func() { stopped.Wait(); close(free) }()
+	select {
+	case <-free:
+	case <-time.After(time.Minute):
+		t.Error("exports wait for each other")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := b.log.Get(ctx, 7); err != nil {
+		t.Errorf("while exports are stalled: %v", err)
+	}
+	close(letGo)
+	exports.Wait()
+	for _, c := range clients {
+		if r, notes := read(t, c.got.String()); !r.OK || len(notes) != 20 {
+			t.Errorf("an export that was stalled: %+v, %d entries", r, len(notes))
+		}
+	}
+}
+
+// Pages are cut by the size of payloads too, and nothing is lost at a cut.
+func TestExportLarge(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for i := range 40 {
+		e := numbered(i)
+		e.Payload = make([]byte, audit.MaxPayload*(i%3)/2)
+		b.log.Note(e)
+	}
+	b.fill(2100)
+	if r, notes := read(t, b.export()); !r.OK || len(notes) != 2140 || !b.verify().OK {
+		t.Errorf("%+v, %d entries", r, len(notes))
 	}
 }
 

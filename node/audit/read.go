@@ -26,12 +26,14 @@ type Filter struct {
 const (
 	defaultLimit = 100
 	maxLimit     = 1000
-	page         = 1024 // rows of a query that reads many
+	page         = 1024    // rows of a query that reads many
+	pageBytes    = 4 << 20 // of their payloads, or one that is larger
 
 	fields = `idx, at, kind, direction, agent, session, ref, note, digest, size, hashes, CASE WHEN payload IS NULL THEN 1 ELSE 0 END`
 
 	selectEntry  = `SELECT ` + fields + `, payload FROM audit_entries WHERE owner = $1 AND idx = $2`
 	selectRange  = `SELECT ` + fields + `, payload FROM audit_entries WHERE owner = $1 AND idx >= $2 AND idx < $3 ORDER BY idx LIMIT $4`
+	selectSize   = `SELECT idx, coalesce(length(payload), 0) FROM audit_entries WHERE owner = $1 AND idx >= $2 AND idx < $3 ORDER BY idx LIMIT $4`
 	selectOf     = `SELECT idx FROM audit_entries WHERE owner = $1 AND session = $2 UNION SELECT idx FROM audit_entries WHERE owner = $1 AND ref = $2`
 	selectPrefix = `SELECT DISTINCT session FROM audit_entries WHERE owner = $1 AND session >= $2 AND session < $3
 		UNION SELECT DISTINCT ref FROM audit_entries WHERE owner = $1 AND ref >= $2 AND ref < $3 ORDER BY 1 LIMIT 2`
@@ -246,24 +248,47 @@ func scan(rows *sql.Rows, payload bool) (s stored, err error) {
 }
 
 // each calls f with every entry from one index up to another, without gaps of its
-// own making: what was removed from the database is missing. It reads in pages, so
-// that nothing holds on to an old state of the database meanwhile.
+// own making: what was removed from the database is missing. It reads in pages, and f
+// has all the time it wants: nothing holds on to a connection, or to an old state of
+// the database, meanwhile.
 func (l *Log) each(ctx context.Context, from, to uint64, f func(*stored) error) error {
-	for from < to {
-		n := 0
-		err := l.db.Query(ctx, "read the audit log", func(rows *sql.Rows) error {
-			s, err := scan(rows, true)
-			if err != nil {
-				return err
-			}
-			n, from = n+1, s.Index+1
-			return f(&s)
-		}, selectRange, l.db.Owner(), position(from), position(to), page)
-		if err != nil || n < page {
+	for {
+		end, err := l.pageEnd(ctx, from, to)
+		if err != nil || end == from {
 			return err
 		}
+		entries := make([]stored, 0, page)
+		err = l.db.Query(ctx, "read the audit log", func(rows *sql.Rows) error {
+			s, err := scan(rows, true)
+			entries = append(entries, s)
+			return err
+		}, selectRange, l.db.Owner(), position(from), position(end), page)
+		if err != nil {
+			return err
+		}
+		for i := range entries {
+			if err := f(&entries[i]); err != nil {
+				return err
+			}
+		}
+		from = end
 	}
-	return nil
+}
+
+// pageEnd is the index after the last entry of the page that begins at from; from if
+// there is no more. It reads no payloads.
+func (l *Log) pageEnd(ctx context.Context, from, to uint64) (end uint64, err error) {
+	end = from
+	bytes := int64(0)
+	err = l.db.Query(ctx, "read the audit log", func(rows *sql.Rows) error {
+		var idx, size int64
+		err := rows.Scan(&idx, &size)
+		if bytes += size; bytes <= pageBytes || end == from {
+			end = uint64(idx) + 1
+		}
+		return err
+	}, selectSize, l.db.Owner(), position(from), position(to), page)
+	return end, err
 }
 
 // position is an index as the database has it: all that were given fit.
