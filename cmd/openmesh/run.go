@@ -76,6 +76,9 @@ func (p *program) run(ctx context.Context, overrides map[string]string, how star
 	if err != nil {
 		return err
 	}
+	if name := cfg.Node.ID; name != "" {
+		log = log.With(zap.String("node", name))
+	}
 	observe.RouteLibp2p(log, zap.WarnLevel)
 	n, err := node.New(node.Config{Home: home, Config: cfg, Keys: k, Log: log, Version: thisRelease().Version})
 	if err != nil {

@@ -32,7 +32,7 @@ func about(section string) string {
 func (c *Config) nodeKeys() []Key {
 	n := &c.Node
 	return []Key{
-		key("node.id", &n.ID, form.Label(), "", "A name for people, in logs and metrics."),
+		key("node.id", &n.ID, form.Label(), "", "A name for people, in `openmesh status` and in each line of the log."),
 		key("node.address_format", &n.AddressFormat, form.OneOf("48bit"), "48bit", "How addresses are written."),
 		key("node.roles", &n.Roles, form.List(form.OneOf("agent", "relay", "backbone"), 1), "agent",
 			"What this node does: offers and calls, carries sealed traffic, serves the directory."),
