@@ -46,13 +46,19 @@ func (n *Node) newForwarding() *forward.Server {
 	return forward.NewServer(c)
 }
 
-// forwardQuota is how many paths a neighbour may have: a relay asks for many agents.
-func (n *Node) forwardQuota(p peer.ID) int {
+// forwardQuota is how many paths a neighbour may have: a relay asks for many agents. One
+// of the configuration always may; one that only says that it is a relay, as anybody
+// can, while few others want paths.
+func (n *Node) forwardQuota(p peer.ID) forward.Quota {
 	s := n.settings.Relay
+	q := forward.Quota{Circuits: s.MaxForwardsPerPeer}
 	if i, ok := n.relays.of(p); ok && slices.Contains(i.services, serviceForward) {
-		return max(s.MaxForwardsPerPeer, s.MaxForwards/4)
+		q.Spare = max(s.MaxForwardsPerPeer, s.MaxForwards/4)
+		if i.configured {
+			q.Circuits = q.Spare
+		}
 	}
-	return s.MaxForwardsPerPeer
+	return q
 }
 
 // answerForwarded answers one offer that came over relays. Nothing tells who made it

@@ -30,22 +30,28 @@ type PeerUsage struct {
 // maxAccounts bounds the peers that are remembered without a circuit.
 const maxAccounts = 4096
 
-// ledger holds every peer to its share. A peer may have quota circuits, and begin
-// as many a second.
+// Quota is how many circuits a peer may have at a time.
+type Quota struct {
+	Circuits int // whatever others have; and as many it may begin a second
+	Spare    int // while less than half of all circuits are in use
+}
+
+// ledger holds every peer to its share. Nobody begins more than a quarter of the setups
+// of a second that there are in all.
 type ledger struct {
 	circuits int
-	quota    func(peer.ID) int
+	quota    func(peer.ID) Quota
 	bytes    atomic.Uint64
 
 	mu    sync.Mutex
 	open  int
-	all   *rate.Limiter
+	all   *rate.Limiter // of setups
 	peers map[peer.ID]*account
 }
 
 type account struct {
 	open   int
-	quota  int
+	rate   int // of setups
 	setups *rate.Limiter
 	bytes  atomic.Uint64
 }
@@ -55,11 +61,15 @@ func (l *ledger) take(p peer.ID, now time.Time) (*account, error) {
 	quota := l.quota(p)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := l.account(p, quota, now)
+	a := l.account(p, min(quota.Circuits, max(l.all.Burst()/4, 1)), now)
+	most := quota.Circuits
+	if l.open < l.circuits/2 {
+		most = max(most, quota.Spare)
+	}
 	switch {
-	case !a.setups.AllowN(now, 1) || !l.all.AllowN(now, 1):
-		return nil, wire.Errorf(wire.ResourceExhausted, "too many setups a second")
-	case a.open >= quota:
+	case !a.setups.AllowN(now, 1):
+		return nil, wire.Errorf(wire.ResourceExhausted, "too many setups a second of one peer")
+	case a.open >= most:
 		return nil, wire.Errorf(wire.ResourceExhausted, "%d circuits of one peer", a.open)
 	case l.open >= l.circuits:
 		return nil, wire.Errorf(wire.ResourceExhausted, "%d circuits", l.open)
@@ -69,17 +79,26 @@ func (l *ledger) take(p peer.ID, now time.Time) (*account, error) {
 	return a, nil
 }
 
-func (l *ledger) account(p peer.ID, quota int, now time.Time) *account {
+// charge counts a setup against those of all peers. It is for envelopes that open: what
+// costs a peer nothing must cost the others nothing.
+func (l *ledger) charge(now time.Time) error {
+	if !l.all.AllowN(now, 1) {
+		return wire.Errorf(wire.ResourceExhausted, "too many setups a second")
+	}
+	return nil
+}
+
+func (l *ledger) account(p peer.ID, perSecond int, now time.Time) *account {
 	a := l.peers[p]
 	if a == nil {
 		l.makeRoom(now)
-		a = &account{quota: quota, setups: rate.NewLimiter(rate.Limit(quota), quota)}
+		a = &account{rate: perSecond, setups: rate.NewLimiter(rate.Limit(perSecond), perSecond)}
 		l.peers[p] = a
 	}
-	if a.quota != quota {
-		a.quota = quota
-		a.setups.SetLimitAt(now, rate.Limit(quota))
-		a.setups.SetBurstAt(now, quota)
+	if a.rate != perSecond {
+		a.rate = perSecond
+		a.setups.SetLimitAt(now, rate.Limit(perSecond))
+		a.setups.SetBurstAt(now, perSecond)
 	}
 	return a
 }
@@ -104,7 +123,7 @@ func (l *ledger) makeRoom(now time.Time) {
 			continue
 		}
 		victim = p
-		if looked++; looked == 16 || a.setups.TokensAt(now) >= float64(a.quota) {
+		if looked++; looked == 16 || a.setups.TokensAt(now) >= float64(a.rate) {
 			break
 		}
 	}

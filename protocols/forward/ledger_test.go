@@ -12,12 +12,18 @@ import (
 	"openmesh/protocols/wire"
 )
 
-func newLedger(circuits, perSecond int, quota func(peer.ID) int) *ledger {
+func newLedger(circuits, perSecond int, quota func(peer.ID) Quota) *ledger {
 	return &ledger{circuits: circuits, quota: quota, all: rate.NewLimiter(rate.Limit(perSecond), perSecond), peers: make(map[peer.ID]*account)}
 }
 
+// take is of a setup whose envelope opens.
 func take(l *ledger, p peer.ID, now time.Time) (*account, bool) {
 	a, err := l.take(p, now)
+	if err == nil {
+		if err = l.charge(now); err != nil {
+			l.release(a)
+		}
+	}
 	if err != nil && !errors.Is(err, wire.ResourceExhausted) {
 		panic(err)
 	}
@@ -27,7 +33,7 @@ func take(l *ledger, p peer.ID, now time.Time) (*account, bool) {
 func TestShares(t *testing.T) {
 	t.Parallel()
 	quota := map[peer.ID]int{"a": 2, "relay": 9}
-	l := newLedger(4, 100, func(p peer.ID) int { return quota[p] })
+	l := newLedger(4, 100, func(p peer.ID) Quota { return Quota{Circuits: quota[p]} })
 	a1, ok1 := take(l, "a", noon)
 	_, ok2 := take(l, "a", noon)
 	if _, ok3 := take(l, "a", noon.Add(time.Minute)); !ok1 || !ok2 || ok3 {
@@ -48,10 +54,40 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// Spare circuits are only for when there are: what is left belongs to those who have
+// few, and to those whose quota is large.
+func TestSpare(t *testing.T) {
+	t.Parallel()
+	quota := map[peer.ID]Quota{"relay": {Circuits: 4, Spare: 50}, "relay2": {Circuits: 4, Spare: 50}, "known": {Circuits: 30, Spare: 30}}
+	l := newLedger(100, 1<<20, func(p peer.ID) Quota {
+		if q, ok := quota[p]; ok {
+			return q
+		}
+		return Quota{Circuits: 4}
+	})
+	begin := func(p peer.ID) (n int) {
+		for at := noon; n < 100; at = at.Add(time.Second) {
+			if _, ok := take(l, p, at); !ok {
+				break
+			}
+			n++
+		}
+		return n
+	}
+	for _, tc := range []struct {
+		peer peer.ID
+		want int
+	}{{"relay", 50}, {"relay2", 4}, {"other", 4}, {"known", 30}, {"another", 4}} {
+		if n := begin(tc.peer); n != tc.want {
+			t.Errorf("%s has %d circuits, want %d", tc.peer, n, tc.want)
+		}
+	}
+}
+
 // Who has used up its own rate leaves that of all to the others.
 func TestRates(t *testing.T) {
 	t.Parallel()
-	l := newLedger(1000, 30, func(peer.ID) int { return 16 })
+	l := newLedger(1000, 64, func(peer.ID) Quota { return Quota{Circuits: 32} })
 	begin := func(p peer.ID, times int, now time.Time) (n int) {
 		for range times {
 			if a, ok := take(l, p, now); ok {
@@ -64,8 +100,13 @@ func TestRates(t *testing.T) {
 	if n := begin("a", 1000, noon); n != 16 {
 		t.Errorf("%d setups of one peer at once", n)
 	}
-	if n := begin("b", 20, noon); n != 14 {
-		t.Errorf("%d setups of another, of the 14 that are left", n)
+	for _, p := range []peer.ID{"b", "c", "d"} {
+		if n := begin(p, 20, noon); n != 16 {
+			t.Errorf("%d setups of another, of the 16 that are its own", n)
+		}
+	}
+	if n := begin("e", 20, noon); n != 0 {
+		t.Errorf("%d setups when there are none left", n)
 	}
 	if n := begin("a", 100, noon.Add(time.Second)); n != 16 {
 		t.Errorf("%d setups a second later", n)
@@ -75,7 +116,7 @@ func TestRates(t *testing.T) {
 func TestLedgerIsBounded(t *testing.T) {
 	t.Parallel()
 	const most = maxAccounts + 8
-	l := newLedger(8, 1<<20, func(peer.ID) int { return 1 })
+	l := newLedger(8, 1<<20, func(peer.ID) Quota { return Quota{Circuits: 1} })
 	kept, _ := take(l, "kept", noon)
 	for i := range 3 * most {
 		if a, ok := take(l, peer.ID(fmt.Sprint(i)), noon); ok {

@@ -126,11 +126,11 @@ func TestRefusals(t *testing.T) {
 		},
 		"a peer that asks for too much": {
 			change: func(i int, c *Config) {
-				c.Quota = func(peer.ID) int {
+				c.Quota = func(peer.ID) Quota {
 					if i == 2 {
-						return 0
+						return Quota{}
 					}
-					return 16
+					return Quota{Circuits: 16}
 				}
 			},
 			code: wire.ResourceExhausted, place: 2, by: 1,
@@ -287,6 +287,32 @@ func TestLimits(t *testing.T) {
 		if u := m.nodes[1].server.Usage(); u.Circuits != 3 || u.Limit != 4 || u.Peers[m.nodes[0].Peer].Circuits != 3 || u.Bytes == 0 {
 			t.Errorf("usage %+v", u)
 		}
+	})
+}
+
+// Streams that end without an envelope, or with one that nobody can open, cost their
+// peer its own setups and nobody else's.
+func TestSetupsOfNothing(t *testing.T) {
+	overlaytest.Run(t, func(t *testing.T) {
+		m := newMesh(t, 4, func(i int, c *Config) {
+			if i == 1 {
+				c.PerPeer, c.PerSecond = 16, 4
+			}
+		})
+		relay, flooder := m.nodes[1], m.nodes[3]
+		for i := range 50 {
+			st, err := flooder.NewStream(t.Context(), relay.Peer, relay.Host.Addrs(), Protocol)
+			check(t, err)
+			if i%2 == 0 {
+				st.Write(make([]byte, EnvelopeSize))
+				io.ReadAll(st)
+			}
+			st.Reset()
+		}
+		c, err := m.dial(m.path(2))
+		check(t, err)
+		m.exchange(c, "hello")
+		check(t, c.Close())
 	})
 }
 

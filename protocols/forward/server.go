@@ -43,12 +43,12 @@ type Config struct {
 
 	Circuits  int           // at a time, setups included; default 1024
 	PerPeer   int           // of one neighbour, and begun by it a second; default 16
-	PerSecond int           // begun a second in all; default 200
+	PerSecond int           // begun a second in all, a quarter of it by one neighbour; default 200
 	Idle      time.Duration // after which a circuit that carries nothing ends; default 5 min
 
 	// Quota replaces PerPeer for peers that deserve another: what a relay asks for
 	// is for many sources. nil: PerPeer for all.
-	Quota func(peer.ID) int
+	Quota func(peer.ID) Quota
 
 	Log *zap.Logger
 }
@@ -73,7 +73,7 @@ func NewServer(cfg Config) *Server {
 	cfg.PerSecond = orDefault(cfg.PerSecond, 200)
 	cfg.Idle = orDefault(cfg.Idle, 5*time.Minute)
 	if cfg.Quota == nil {
-		cfg.Quota = func(peer.ID) int { return cfg.PerPeer }
+		cfg.Quota = func(peer.ID) Quota { return Quota{Circuits: cfg.PerPeer} }
 	}
 	return &Server{cfg: cfg, ledger: ledger{
 		circuits: cfg.Circuits, quota: cfg.Quota, peers: make(map[peer.ID]*account),
@@ -192,6 +192,9 @@ func (s *Server) check(hop *opened, from, self peer.ID) error {
 		return hop.err
 	}
 	if err := hop.fresh(now); err != nil {
+		return err
+	}
+	if err := s.ledger.charge(now); err != nil {
 		return err
 	}
 	if err := s.seen.add(hop.keys.path, now); err != nil {
