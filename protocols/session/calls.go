@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/wire"
 )
 
@@ -145,6 +146,7 @@ type working struct {
 	cancel   context.CancelFunc
 	deadline time.Time
 	request  *Inbound
+	keys     *seal.Keys // under which it came
 }
 
 func (w working) size() int { return len(w.request.Body) }
@@ -156,6 +158,7 @@ const maxInHand = 64 << 20
 // arrivals are the requests of the other side that are being worked on.
 type arrivals struct {
 	mu      sync.Mutex
+	keys    *seal.Keys // under which requests are taken
 	working map[uint64]working
 	bytes   int // of their bodies
 	limit   int
@@ -167,6 +170,9 @@ type arrivals struct {
 func (b *arrivals) add(id uint64, w working) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.keys != w.keys {
+		return wire.SessionClosed
+	}
 	if b.ended {
 		return wire.ResourceExhausted // nothing was done: the caller may go elsewhere
 	}
@@ -201,11 +207,11 @@ func (b *arrivals) remove(in *Inbound) bool {
 	return true
 }
 
-func (b *arrivals) cancel(id uint64) {
+func (b *arrivals) cancel(keys *seal.Keys, id uint64) {
 	b.mu.Lock()
 	w, ok := b.working[id]
 	b.mu.Unlock()
-	if ok {
+	if ok && w.keys == keys {
 		w.cancel()
 	}
 }
@@ -223,10 +229,11 @@ func (b *arrivals) refuse(all bool) {
 	}
 }
 
-// cancelAll cancels the requests being worked on; others may come.
-func (b *arrivals) cancelAll() {
+// cancelAll cancels the requests being worked on; others may come, under keys.
+func (b *arrivals) cancelAll(keys *seal.Keys) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.keys = keys
 	for id, w := range b.working {
 		w.cancel()
 		delete(b.working, id)

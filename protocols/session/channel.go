@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/wire"
 )
 
@@ -44,6 +45,7 @@ type channel struct {
 	health  health
 	heard   atomic.Int64 // when the last frame came, ns since the epoch
 	reading atomic.Pointer[reader]
+	keys    *seal.Keys    // that what began it was opened with; nil: it goes with any
 	told    uint64        // sequence of the last frame about the channel; guarded by the link
 	has     uint64        // highest sequence sent over it that the peer has; guarded by the link
 	proven  atomic.Bool   // a frame of this session came over it

@@ -76,7 +76,7 @@ func (s *Session) measure(n int, now time.Time) error {
 
 // notify tells the peer what is done about its conduct.
 func (s *Session) notify(v limit.Verdict, now time.Time) {
-	s.offer(seal.PolicyNotice, &sessionpb.Notice{
+	s.offer(s.link.opener(), seal.PolicyNotice, &sessionpb.Notice{
 		Effect: sessionpb.Notice_Effect(v.Effect), Code: uint32(wire.ResourceExhausted), Reason: v.Reason,
 	}, true)
 	s.note(Notice{true, effectName(sessionpb.Notice_Effect(v.Effect)), v.Reason, now})
@@ -119,9 +119,12 @@ func effectName(e sessionpb.Notice_Effect) string {
 	return "unknown"
 }
 
-// pace waits until this side may send a message of n bytes.
-func (s *Session) pace(n int) {
+// pace waits until this side may send a frame of type t and n bytes.
+func (s *Session) pace(t seal.Type, n int) {
 	c := s.conduct.Load()
+	if c == nil || !metered(t) {
+		return
+	}
 	c.mu.Lock()
 	d := c.pacer.Reserve(time.Now(), 1, n)
 	c.mu.Unlock()

@@ -92,7 +92,7 @@ func (s *Session) transmit(m *delivery.Message, floor uint64) bool {
 		return false
 	}
 	plain := delivery.AppendMessage(pool.Get(len(m.Body) + maxMeta)[:0], m, floor, time.Now())
-	if !s.link.post(seal.Data, plain, true) {
+	if !s.link.post(s.link.opener(), seal.Data, plain, true) {
 		s.blocked.Store(true)
 		return false
 	}
@@ -105,7 +105,7 @@ func (s *Session) sendAck(a delivery.Ack) bool {
 		return s.postAck(a)
 	}
 	plain := delivery.AppendAck(pool.Get(256)[:0], a)
-	if !s.link.post(seal.Ack, plain, true) {
+	if !s.link.post(s.link.opener(), seal.Ack, plain, true) {
 		return false
 	}
 	s.sentFrame(len(plain))

@@ -2,6 +2,7 @@ package session
 
 import (
 	"encoding/binary"
+	"errors"
 	"slices"
 	"sort"
 	"sync"
@@ -23,16 +24,20 @@ import (
 //	               ▲ Received{newest, missing} ◀────────┘ every 32 frames or second
 type link struct {
 	mu       sync.Mutex
-	room     *sync.Cond
-	keys     *seal.Keys // nil: the secret was lost in a restart
-	sequence uint64     // of the last frame sent
-	kept     []frame    // ascending by sequence; released ones in front are cut off
-	bytes    int        // of the plaintexts kept
+	sequence uint64  // of the last frame sent
+	kept     []frame // ascending by sequence; released ones in front are cut off
+	bytes    int     // of the plaintexts kept
 	channels []*channel
 	active   *channel // where this side sends; nil if there is none
 	last     uint32   // id of the newest channel
 	closed   bool
 	up       chan struct{} // closed when there are keys; nil if nobody waits
+	free     chan struct{} // closed when there may be room; nil if nobody waits
+
+	// The keys are changed with mu held. They stand for one life of the session on
+	// both sides: what belongs to it is sent under its keys or not at all. Nil: the
+	// secret was lost in a restart.
+	keys atomic.Pointer[seal.Keys]
 
 	current atomic.Pointer[channel] // active, for those who only look
 	owed    atomic.Int32            // reliable frames received since the last Received
@@ -64,28 +69,34 @@ const (
 )
 
 func newLink(keys *seal.Keys) *link {
-	l := &link{keys: keys}
-	l.room = sync.NewCond(&l.mu)
+	l := new(link)
+	l.keys.Store(keys)
 	return l
 }
 
 // full reports whether another frame has to wait; l.mu is held.
 func (l *link) full() bool { return len(l.kept) >= maxKept || l.bytes >= maxKeptBytes }
 
-// send seals plain, whose buffer becomes the link's, and sends it over the active
-// channel. With wait, it waits while too much is kept; else it reports false then.
-// It also reports false if the link is closed or has no keys. The channel is the
-// one that failed, if one did.
-func (l *link) send(t seal.Type, plain []byte, company, wait bool) (size int, ok bool, failed *channel) {
+var (
+	errFull  = errors.New("too much is on its way")
+	errEnded = errors.New("the keys are gone")
+)
+
+// send seals plain under keys and sends it over the active channel. The error is
+// errFull if too much is kept, and plain the caller's still; else its buffer is the
+// link's. It is errEnded if the link is closed or has other keys. The channel is
+// the one that failed, if one did.
+func (l *link) send(keys *seal.Keys, t seal.Type, plain []byte, company bool) (size int, failed *channel, err error) {
 	reliable := t.Reliable()
 	l.mu.Lock()
-	for reliable && wait && l.full() && !l.closed && l.keys != nil {
-		l.room.Wait()
-	}
-	if l.closed || l.keys == nil || reliable && l.full() {
+	if !l.has(keys) {
 		l.mu.Unlock()
 		pool.Put(plain)
-		return 0, false, nil
+		return 0, nil, errEnded
+	}
+	if reliable && l.full() {
+		l.mu.Unlock()
+		return 0, nil, errFull
 	}
 	l.sequence++
 	ch := l.active
@@ -100,21 +111,48 @@ func (l *link) send(t seal.Type, plain []byte, company, wait bool) (size int, ok
 	}
 	l.mu.Unlock()
 	if ch == nil {
-		return 0, true, nil
+		return 0, nil, nil
 	}
 	size = len(sealed)
-	if err := ch.write(sealed, company); err != nil {
+	if ch.write(sealed, company) != nil {
 		failed = ch
 	}
 	pool.Put(sealed)
-	return size, true, failed
+	return size, failed, nil
+}
+
+// has reports whether the link sends under keys; l.mu is held.
+func (l *link) has(keys *seal.Keys) bool { return !l.closed && keys != nil && l.keys.Load() == keys }
+
+// vacancy returns a channel that is closed once there may be room, or there is
+// nothing to wait for.
+func (l *link) vacancy() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.full() || l.closed {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	if l.free == nil {
+		l.free = make(chan struct{})
+	}
+	return l.free
+}
+
+// vacate lets those look again who wait for room; l.mu is held.
+func (l *link) vacate() {
+	if l.free != nil {
+		close(l.free)
+		l.free = nil
+	}
 }
 
 // tell is send for frames that speak of a channel: it goes over ch, is not kept
 // and never waits.
 func (l *link) tell(ch *channel, t seal.Type, plain []byte) {
 	l.mu.Lock()
-	if l.keys == nil {
+	if l.keys.Load() == nil {
 		l.mu.Unlock()
 		return
 	}
@@ -131,7 +169,7 @@ func (l *link) tell(ch *channel, t seal.Type, plain []byte) {
 func (l *link) seal(t seal.Type, sequence uint64, plain []byte) []byte {
 	n := len(plain) + seal.Overhead
 	buf := binary.AppendUvarint(pool.Get(maxPrefix + n)[:0], uint64(n))
-	return l.keys.Seal(buf, t, sequence, plain)
+	return l.keys.Load().Seal(buf, t, sequence, plain)
 }
 
 const maxPrefix = 5 // of a uvarint length up to 32 bits
@@ -203,7 +241,7 @@ func (l *link) cut() {
 	if rest == 0 && cap(l.kept) > 4*owedFrames {
 		l.kept = nil // an idle session is small
 	}
-	l.room.Broadcast()
+	l.vacate()
 }
 
 // attach adds a channel. It becomes the active one if there is none, or if
@@ -211,7 +249,7 @@ func (l *link) cut() {
 func (l *link) attach(ch *channel, primary bool) (ok, resend bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || len(l.channels) >= maxChannels {
+	if l.closed || len(l.channels) >= maxChannels || ch.keys != nil && !l.has(ch.keys) {
 		return false, false
 	}
 	l.last++
@@ -284,7 +322,7 @@ func (l *link) resend(ch *channel, late func(*frame) bool) {
 		for i < len(l.kept) && (l.kept[i].plain == nil || late != nil && !late(&l.kept[i])) {
 			i++
 		}
-		if i == len(l.kept) || l.keys == nil || l.closed {
+		if i == len(l.kept) || l.keys.Load() == nil || l.closed {
 			l.mu.Unlock()
 			return
 		}
@@ -340,7 +378,8 @@ func (l *link) renew(keys *seal.Keys) []*channel {
 	defer l.mu.Unlock()
 	old := l.clear()
 	l.erase()
-	l.keys, l.sequence = keys, 0
+	l.keys.Store(keys)
+	l.sequence = 0
 	l.owed.Store(0)
 	l.owedBig.Store(0)
 	if l.up != nil && keys != nil {
@@ -356,7 +395,7 @@ func (l *link) awake() <-chan struct{} {
 	defer l.mu.Unlock()
 	if l.up == nil {
 		l.up = make(chan struct{})
-		if l.keys != nil {
+		if l.keys.Load() != nil {
 			close(l.up)
 		}
 	}
@@ -374,8 +413,8 @@ func (l *link) close() []*channel {
 
 // erase forgets the secret that further keys would come from.
 func (l *link) erase() {
-	if l.keys != nil {
-		l.keys.Erase()
+	if keys := l.keys.Load(); keys != nil {
+		keys.Erase()
 	}
 }
 
@@ -396,7 +435,7 @@ func (l *link) forget() {
 		}
 	}
 	l.kept = nil
-	l.room.Broadcast()
+	l.vacate()
 }
 
 // owe counts a reliable frame received and reports whether a Received is due.
@@ -411,18 +450,15 @@ func (l *link) paid() bool {
 	return l.owed.Swap(0) > 0
 }
 
-func (l *link) opener() *seal.Keys {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.keys
-}
+// opener returns the keys of the session's present life; nil if it has none.
+func (l *link) opener() *seal.Keys { return l.keys.Load() }
 
 // post is send for those who must not wait: the frame joins the channel's queue,
 // or waits for a channel. With bounded it is refused if too much is kept; without,
 // it may hold up the others.
-func (l *link) post(t seal.Type, plain []byte, bounded bool) bool {
+func (l *link) post(keys *seal.Keys, t seal.Type, plain []byte, bounded bool) bool {
 	l.mu.Lock()
-	if l.closed || l.keys == nil || bounded && l.full() {
+	if !l.has(keys) || bounded && l.full() {
 		l.mu.Unlock()
 		pool.Put(plain)
 		return false

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"openmesh/protocols/session/seal"
+	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
 )
@@ -92,14 +93,16 @@ func (m *linkModel) send(t *rapid.T) {
 		t.Skip("full")
 	}
 	text := fmt.Sprint(len(m.sent))
-	if _, ok, _ := m.link.send(seal.Data, pooled(text), false, false); !ok {
+	if _, _, err := m.link.send(m.link.opener(), seal.Data, pooled(text), false); err != nil {
 		t.Fatal("not taken")
 	}
 	m.sent = append(m.sent, text)
 }
 
 // ping sends a frame that may get lost.
-func (m *linkModel) ping(*rapid.T) { m.link.send(seal.Ping, pooled("12345678"), false, false) }
+func (m *linkModel) ping(*rapid.T) {
+	m.link.send(m.link.opener(), seal.Ping, pooled("12345678"), false)
+}
 
 func (m *linkModel) attach(t *rapid.T, primary bool) {
 	ch := newChannel(&pipe{}, true, m.now)
@@ -277,7 +280,7 @@ func TestReceivedThatMakesNoSense(t *testing.T) {
 	} {
 		l := newLink(newTestKeys(t, true))
 		for range 10 {
-			l.send(seal.Data, pooled("x"), false, false)
+			l.send(l.opener(), seal.Data, pooled("x"), false)
 		}
 		l.received(ear(l), tc.newest, tc.missing)
 		if n, _ := l.waiting(); n != tc.kept {
@@ -299,24 +302,29 @@ func TestFullLink(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := newLink(newTestKeys(t, true))
+				keys := newTestKeys(t, true)
+				l := newLink(keys)
 				text := string(make([]byte, tc.size))
 				for i := range tc.fits {
-					if !l.post(seal.Data, pooled(text), true) {
+					if !l.post(keys, seal.Data, pooled(text), true) {
 						t.Fatalf("frame %d is refused", i)
 					}
 				}
-				if _, ok, _ := l.send(seal.Data, pooled(text), false, false); ok || l.post(seal.Data, pooled(text), true) {
+				if _, _, err := l.send(keys, seal.Data, pooled(text), false); err != errFull || l.post(keys, seal.Data, pooled(text), true) {
 					t.Error("more is taken than fits")
 				}
-				if _, ok, _ := l.send(seal.Ping, pooled("12345678"), false, false); !ok {
+				if _, _, err := l.send(keys, seal.Ping, pooled("12345678"), false); err != nil {
 					t.Error("what is not kept is refused")
 				}
 				taken := make(chan bool)
 				for range 2 {
 					go func() {
-						_, ok, _ := l.send(seal.Data, pooled(text), false, true)
-						taken <- ok
+						_, _, err := l.send(keys, seal.Data, pooled(text), false)
+						for err == errFull {
+							<-l.vacancy()
+							_, _, err = l.send(keys, seal.Data, pooled(text), false)
+						}
+						taken <- err == nil
 					}()
 				}
 				synctest.Wait()
@@ -333,7 +341,7 @@ func TestFullLink(t *testing.T) {
 				if <-taken {
 					t.Error("a closed link takes a frame")
 				}
-				if n, _ := l.waiting(); n != 0 || l.post(seal.Data, pooled(text), false) {
+				if n, _ := l.waiting(); n != 0 || l.post(keys, seal.Data, pooled(text), false) {
 					t.Errorf("a closed link keeps %d frames", n)
 				}
 			})
@@ -347,7 +355,7 @@ func TestRenewedLink(t *testing.T) {
 	t.Parallel()
 	old := newTestKeys(t, true)
 	l := newLink(old)
-	l.send(seal.Data, pooled("before"), false, false)
+	l.send(old, seal.Data, pooled("before"), false)
 	fresh, err := seal.New(seal.Config{Suite: signal.Suites()[1], Initiator: true}, &[32]byte{2}, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -356,7 +364,15 @@ func TestRenewedLink(t *testing.T) {
 	ch := newChannel(&pipe{}, true, time.Now())
 	l.attach(ch, true)
 	l.resend(ch, nil)
-	l.send(seal.Data, pooled("after"), false, false)
+	if _, _, err := l.send(old, seal.Data, pooled("late"), false); err != errEnded || l.post(old, seal.Data, pooled("late"), false) {
+		t.Errorf("a frame of before the renewal is taken: %v", err)
+	}
+	late := newChannel(&pipe{}, false, time.Now())
+	late.keys = old
+	if ok, _ := l.attach(late, false); ok {
+		t.Error("a channel of before the renewal is taken")
+	}
+	l.send(fresh, seal.Data, pooled("after"), false)
 	peer, err := seal.New(seal.Config{Suite: signal.Suites()[1]}, &[32]byte{2}, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -384,11 +400,37 @@ func TestRekeyWithoutKeys(t *testing.T) {
 	}
 	gone := b.link.opener()
 	b.link.renew(nil)
-	if err := b.rekey(plain, time.Now()); err != nil {
+	if err := b.rekey(gone, plain, time.Now()); err != nil {
 		t.Errorf("without keys: %v", err)
 	}
 	b.link.renew(gone)
-	if err := b.rekey(plain, time.Now()); err != nil || gone.Epoch() != 0 {
+	if err := b.rekey(gone, plain, time.Now()); err != nil || gone.Epoch() != 0 {
 		t.Errorf("with keys that are erased: %v, epoch %d", err, gone.Epoch())
+	}
+}
+
+// What the peer said under keys that are gone has no effect on the session's present
+// life: its requests, streams and violations were of the former one.
+func TestFramesOfBeforeARenewal(t *testing.T) {
+	t.Parallel()
+	_, b := newSides(t, 1)
+	b.in.keys = b.link.opener()
+	fresh := newTestKeys(t, false)
+	b.link.renew(fresh)
+	b.interrupt(fresh, wire.SessionClosed)
+	request, err := marshal(&sessionpb.Request{Id: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.dispatch(&b.in, seal.Header{Type: seal.Request}, request, time.Now()); b.in.next.in != nil || b.inbox.len() > 0 {
+		t.Errorf("a request is taken: %v", err)
+	}
+	if err := b.dispatch(&b.in, seal.Header{Type: seal.StreamData}, []byte{7, 0, 1}, time.Now()); err != nil {
+		t.Errorf("data of a stream: %v", err)
+	}
+	b.ended(&b.in, broken{code: wire.PolicyViolation})
+	b.ended(&b.in, broken{byPeer: true})
+	if state := b.stateNow(); state.Done() || b.link.opener() != fresh {
+		t.Errorf("the session is %s", state)
 	}
 }

@@ -358,10 +358,11 @@ func (e *Endpoint) rejoin(id signal.ID, r *reader) (*Session, error) {
 	if len(frame) < seal.Overhead || seal.Type(frame[1]) != seal.Rebind {
 		return nil, wire.Errorf(wire.NotFound, "channel of session %s begins with no rebind", id)
 	}
-	_, plain, err := s.open(frame)
+	keys, _, plain, err := s.open(frame)
 	if err != nil {
 		return nil, wire.Errorf(wire.NotFound, "channel of session %s begins with what does not open: %v", id, err)
 	}
+	r.channel.keys = keys
 	r.channel.hear(time.Now())
 	if err := s.add(r.channel, false); err != nil {
 		return nil, err

@@ -31,8 +31,9 @@ const largeFrame = 64 << 10
 type reader struct {
 	*bufio.Reader
 	channel  *channel
-	rejected int // frames that did not open
-	next     job // the request just received, if any; for the owner to start
+	rejected int        // frames that did not open
+	keys     *seal.Keys // that the last frame was opened with
+	next     job        // the request just received, if any; for the owner to start
 
 	// What the owner does: free, or running a request; taken, once another
 	// goroutine owns the reader.
@@ -60,7 +61,7 @@ func (b broken) Error() string { return "session ended: " + b.code.String() }
 func (s *Session) receive(r *reader) bool {
 	for {
 		if err := s.receiveFrame(r); err != nil {
-			s.ended(r.channel, err)
+			s.ended(r, err)
 			return true
 		}
 		j := r.next
@@ -76,11 +77,15 @@ func (s *Session) receive(r *reader) bool {
 	}
 }
 
-// ended acts on the end of a channel: err ends the session or only the channel.
-func (s *Session) ended(ch *channel, err error) {
+// ended acts on the end of a channel: err ends the session or only the channel. What
+// the peer did under keys that are gone is no matter of the session's present life.
+func (s *Session) ended(r *reader, err error) {
+	ch := r.channel
 	s.log("channel ended", zap.String("transport", ch.path.Transport), zap.Error(err))
 	var b broken
 	switch {
+	case errors.As(err, &b) && r.keys != s.link.opener():
+		s.lost(ch, wire.SessionClosed)
 	case errors.As(err, &b) && b.code == 0:
 		if s.move(Draining, 0) == nil {
 			s.end(Closed, 0, false)
@@ -120,7 +125,7 @@ func (s *Session) receiveFrame(r *reader) error {
 		return err
 	}
 	s.owner.stats.received(r.channel.path.Kind, n)
-	h, plain, err := s.open(frame)
+	keys, h, plain, err := s.open(frame)
 	switch {
 	case err == nil:
 	case errors.Is(err, wire.Replayed) || errors.Is(err, seal.ErrStale):
@@ -133,6 +138,7 @@ func (s *Session) receiveFrame(r *reader) error {
 		return nil
 	}
 	now := time.Now()
+	r.keys = keys
 	r.channel.hear(now)
 	s.counters.received.Add(1)
 	if h.Type.Reliable() {
@@ -151,12 +157,14 @@ func (s *Session) receiveFrame(r *reader) error {
 
 func (s *Session) maxFrame() int { return s.terms.Load().MaxMessageBytes + maxMeta + seal.Overhead }
 
-func (s *Session) open(frame []byte) (seal.Header, []byte, error) {
+// open opens a frame, and returns the keys that did.
+func (s *Session) open(frame []byte) (*seal.Keys, seal.Header, []byte, error) {
 	keys := s.link.opener()
 	if keys == nil {
-		return seal.Header{}, nil, wire.Unauthenticated
+		return nil, seal.Header{}, nil, wire.Unauthenticated
 	}
-	return keys.Open(frame)
+	h, plain, err := keys.Open(frame)
+	return keys, h, plain, err
 }
 
 func readError(err error) error {
@@ -179,7 +187,7 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 			return err
 		}
 		var err error
-		r.next, err = s.take(m)
+		r.next, err = s.take(r.keys, m)
 		return err
 	case seal.Response:
 		m := new(sessionpb.Response)
@@ -193,7 +201,7 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 			return err
 		}
 		if m.Cancel {
-			s.inbox.cancel(m.Id)
+			s.inbox.cancel(r.keys, m.Id)
 		} else {
 			s.calls.finish(m.Id, result{err: s.failed(m)})
 		}
@@ -202,7 +210,9 @@ func (s *Session) dispatch(r *reader, h seal.Header, plain []byte, now time.Time
 	case seal.Ack:
 		return s.ack(plain, now)
 	case seal.StreamOpen, seal.StreamData, seal.StreamWindow, seal.StreamEnd:
-		return s.stream(h.Type, plain)
+		return s.stream(r.keys, h.Type, plain)
+	case seal.Rekey:
+		return s.rekey(r.keys, plain, now)
 	default:
 		return s.control(r.channel, h.Type, plain, now)
 	}
@@ -233,8 +243,6 @@ func (s *Session) control(ch *channel, t seal.Type, plain []byte, now time.Time)
 		s.room()
 	case seal.Rebind:
 		return s.rebound(ch, plain)
-	case seal.Rekey:
-		return s.rekey(plain, now)
 	case seal.PolicyNotice:
 		return s.noticed(plain, now)
 	case seal.Close:
@@ -263,15 +271,11 @@ func closedByPeer(plain []byte) error {
 	return broken{code: code, byPeer: true}
 }
 
-// rekey takes the peer's part of a change of keys.
-func (s *Session) rekey(plain []byte, now time.Time) error {
+// rekey takes the peer's part of a change of keys, which came under them.
+func (s *Session) rekey(keys *seal.Keys, plain []byte, now time.Time) error {
 	m := new(sessionpb.Rekey)
 	if err := unmarshal(plain, m); err != nil {
 		return err
-	}
-	keys := s.link.opener()
-	if keys == nil {
-		return nil // suspended meanwhile
 	}
 	reply, err := keys.Answer(m, now)
 	if errors.Is(err, wire.SessionClosed) {
@@ -282,7 +286,7 @@ func (s *Session) rekey(plain []byte, now time.Time) error {
 		return broken{code: wire.PolicyViolation}
 	}
 	if reply != nil {
-		s.offer(seal.Rekey, reply, false)
+		s.offer(keys, seal.Rekey, reply, false)
 	} else if ch := s.link.current.Load(); ch != nil {
 		s.ping(ch, now) // shows the peer that this side has the new keys
 	}

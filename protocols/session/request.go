@@ -88,11 +88,12 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 	if meta := len(r.Capability) + len(r.Version) + len(r.Traceparent) + len(r.Tracestate) + len(r.CorrelationID) + len(r.IdempotencyKey); meta > maxMeta-128 {
 		return nil, 0, wire.Errorf(wire.TooLarge, "%d bytes of names, trace context and keys go with the request, the limit is %d", meta, maxMeta-128)
 	}
+	keys := s.link.opener() // before the call begins: either it goes under them, or their end ends it
 	id, ch, err := s.calls.begin(r.Deadline)
 	if err != nil {
 		return nil, 0, err
 	}
-	err = s.message(seal.Request, &sessionpb.Request{
+	err = s.message(keys, seal.Request, &sessionpb.Request{
 		Id: id, Capability: r.Capability, Version: r.Version, Timeout: remaining(ctx, r.Deadline), Encoding: sessionpb.Encoding(r.Encoding),
 		Traceparent: r.Traceparent, Tracestate: r.Tracestate, CorrelationId: r.CorrelationID, IdempotencyKey: r.IdempotencyKey,
 		Body: r.Body,
@@ -130,7 +131,7 @@ func (s *Session) giveUp(ctx context.Context, id uint64) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		code = wire.DeadlineExceeded
 	}
-	if err := s.message(seal.Error, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}); err != nil {
+	if err := s.message(s.link.opener(), seal.Error, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}); err != nil {
 		s.log("cancel not sent", zap.Error(err))
 	}
 	if code == wire.DeadlineExceeded {
@@ -152,7 +153,7 @@ func (s *Session) expire(now time.Time) {
 	s.inbox.expire(now)
 	for _, id := range s.calls.overdue(now) {
 		s.calls.finish(id, result{err: s.late()})
-		s.offer(seal.Error, &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true}, false)
+		s.offer(s.link.opener(), seal.Error, &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true}, false)
 	}
 }
 
@@ -180,12 +181,13 @@ type job struct {
 	cancel context.CancelFunc
 	taken  time.Time
 	settle func(delivery.Outcome) // of a message; nil for a request
+	keys   *seal.Keys             // under which a request came, and its answer goes
 }
 
 // take accepts a request of the other side, or refuses it: then the job is zero.
 // The error ends the session: the peer asks for more than it may and does not even
 // take the refusals.
-func (s *Session) take(m *sessionpb.Request) (job, error) {
+func (s *Session) take(keys *seal.Keys, m *sessionpb.Request) (job, error) {
 	in := &Inbound{
 		Session: s, ID: m.Id,
 		Request: Request{
@@ -200,15 +202,15 @@ func (s *Session) take(m *sessionpb.Request) (job, error) {
 	now := time.Now()
 	in.Deadline = now.Add(timeout)
 	ctx, cancel := context.WithCancel(s.owner.work)
-	if err := s.admit(m.Id, working{cancel, in.Deadline, in}); err != nil {
+	if err := s.admit(m.Id, working{cancel, in.Deadline, in, keys}); err != nil {
 		cancel()
 		s.owner.stats.refused.Add(1)
-		if !s.offer(seal.Error, failure(m.Id, err), true) {
+		if !s.offer(keys, seal.Error, failure(m.Id, err), true) {
 			return job{}, broken{code: wire.ResourceExhausted}
 		}
 		return job{}, nil
 	}
-	return job{in: in, ctx: &deadlined{ctx, in.Deadline}, cancel: cancel, taken: now}, nil
+	return job{in: in, ctx: &deadlined{ctx, in.Deadline}, cancel: cancel, taken: now, keys: keys}, nil
 }
 
 // admit registers request id, or says with which code it is refused. Answers that
@@ -251,13 +253,15 @@ func (j job) run() {
 	}
 	if err != nil {
 		s.owner.stats.failed.Add(1)
-		s.refuse(j.in.ID, err)
+		if err := s.message(j.keys, seal.Error, failure(j.in.ID, err)); err != nil {
+			s.log("error not sent", zap.Error(err))
+		}
 		return
 	}
 	s.owner.stats.served.Add(1)
 	s.answers.Add(int64(len(resp.Body)))
 	defer s.answers.Add(-int64(len(resp.Body)))
-	if err := s.message(seal.Response, &sessionpb.Response{Id: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding), Body: resp.Body}); err != nil {
+	if err := s.message(j.keys, seal.Response, &sessionpb.Response{Id: j.in.ID, Encoding: sessionpb.Encoding(resp.Encoding), Body: resp.Body}); err != nil {
 		s.log("response not sent", zap.Error(err))
 	}
 }
@@ -278,14 +282,8 @@ func (s *Session) recovered(err *error) {
 // maxPointers bounds the JSON pointers of an error frame.
 const maxPointers = 16
 
-// refuse tells the other side that its request failed. Only the code and the
+// failure tells the other side that its request failed. Only the code and the
 // pointers travel; the rest is for our log.
-func (s *Session) refuse(id uint64, err error) {
-	if err := s.message(seal.Error, failure(id, err)); err != nil {
-		s.log("error not sent", zap.Error(err))
-	}
-}
-
 func failure(id uint64, err error) *sessionpb.Error {
 	m := &sessionpb.Error{Id: id, Code: uint32(errorCode(err))}
 	var e *wire.Error

@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,4 +140,110 @@ func TestBegunTwiceAtOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Answers that wait for their turn while the peer restarts are not taken for those
+// of its new requests, which it counts anew.
+func TestAnswersThatWaitThroughARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(5 * time.Millisecond)
+		slow := func(c *session.Config) {
+			keep(c)
+			terms := c.Signal.Terms()
+			terms.Contract.MessageRate = 1
+			c.Signal.Terms = func() signal.Terms { return terms }
+		}
+		gate := make(chan struct{})
+		a := w.node(t, slow)
+		b := w.node(t, func(c *session.Config) {
+			slow(c)
+			c.Handler = func(_ context.Context, in *session.Inbound) (*session.Response, error) {
+				if string(in.Body) == "before" {
+					<-gate
+				} else {
+					time.Sleep(30 * time.Second)
+				}
+				return &session.Response{Encoding: in.Encoding, Body: in.Body}, nil
+			}
+		})
+		const n = 10
+		s := a.open(t, b, session.Want{Contract: signal.Contract{QoS: signal.AtLeastOnce}})
+		for range n {
+			go s.Call(t.Context(), request("before"))
+		}
+		time.Sleep(time.Minute)
+		close(gate)
+		time.Sleep(time.Millisecond)
+		a.crash(t)
+		after := a.find(t, s.ID())
+		for deadline := time.Now().Add(time.Minute); !after.Ready() && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		bodies := make(chan string, n)
+		for i := range n {
+			go func() {
+				resp, _, err := after.Call(t.Context(), request(fmt.Sprint("after ", i)))
+				if err == nil && string(resp.Body) == "before" {
+					err = fmt.Errorf("got the answer to another request")
+				}
+				bodies <- fmt.Sprint(err)
+			}()
+		}
+		for range n {
+			if err := <-bodies; err != "<nil>" {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// shut is a network that a node is reached by, but reaches nobody else.
+type shut struct{ session.Network }
+
+func (shut) Signal(context.Context, session.Route, []byte) ([]byte, bool, error) {
+	return nil, false, wire.Unreachable
+}
+
+func (shut) Dial(context.Context, session.Route) (session.Conduit, error) {
+	return nil, wire.Unreachable
+}
+
+// A peer that has restarted resumes a session while there is no room for another
+// channel: what it has forgotten is sent again over the next one.
+func TestResumedWithoutRoomForAChannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newWires(5 * time.Millisecond)
+		a := net.node(t, func(c *session.Config) { keep(c); c.MaxChannels, c.Network = 1, shut{c.Network} })
+		b := net.node(t, func(c *session.Config) {
+			keep(c)
+			handle := c.Handler
+			c.Handler = func(ctx context.Context, in *session.Inbound) (*session.Response, error) {
+				if !in.Redelivered {
+					<-ctx.Done()
+				}
+				return handle(ctx, in)
+			}
+		})
+		c := net.node(t, keep)
+		s := a.find(t, b.open(t, a, session.Want{Contract: signal.Contract{QoS: signal.AtLeastOnce}}).ID())
+		sequence, err := s.Post(t.Context(), &delivery.Message{Capability: "test/work", Body: []byte("{}")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second) // b has said that it works on it
+		net.unplug(b.agent.Certificate.Peer)
+		other := c.open(t, a, session.Want{})
+		b.cfg.Store = b.cfg.Store.(*deliverytest.Store).Crash()
+		b.kill()
+		b.start(t)
+		time.Sleep(20 * time.Second)
+		if err := other.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		if o, err := s.Outcome(ctx, sequence); err != nil || o.Status != delivery.Delivered {
+			t.Errorf("outcome %v, %v; want delivered", o, err)
+		}
+	})
 }

@@ -13,6 +13,7 @@ import (
 
 	"openmesh/protocols/identity"
 	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
@@ -429,19 +430,17 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 	for _, ch := range old {
 		s.release(ch, false, wire.SessionClosed)
 	}
-	s.interrupt(wire.Errorf(wire.SessionClosed, "session %s was resumed: %s may have restarted", s.id, s.Peer().Agent))
-	if err := s.add(ch, true); err != nil {
-		return err
-	}
-	s.resumeDelivery(time.Now()) // before anything of the peer's new life is read
-	return nil
+	s.interrupt(keys, wire.Errorf(wire.SessionClosed, "session %s was resumed: %s may have restarted", s.id, s.Peer().Agent))
+	err = s.add(ch, true)
+	s.resumeDelivery(time.Now()) // before anything of the peer's new life is read; if there is no room for ch, it comes over another
+	return err
 }
 
-// interrupt ends the requests under way, both ways; others may begin.
-func (s *Session) interrupt(err error) {
+// interrupt ends the requests under way, both ways; others may begin, under keys.
+func (s *Session) interrupt(keys *seal.Keys, err error) {
 	s.calls.fail(err)
-	s.inbox.cancelAll()
-	s.streams.Swap(s.newStreams()).Close(errorCode(err))
+	s.inbox.cancelAll(keys)
+	s.streams.Swap(s.newStreams(keys)).Close(errorCode(err))
 }
 
 // resumed follows once a session that was renewed has a channel.
@@ -456,7 +455,7 @@ func (s *Session) suspend(reason wire.Code) {
 	for _, ch := range s.link.renew(nil) {
 		s.release(ch, false, reason)
 	}
-	s.interrupt(wire.Errorf(reason, "session %s with %s is suspended", s.id, s.Peer().Agent))
+	s.interrupt(nil, wire.Errorf(reason, "session %s with %s is suspended", s.id, s.Peer().Agent))
 }
 
 // proven waits until the peer has shown, over ch, that it has the session.

@@ -35,7 +35,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"openmesh/protocols/identity"
-	"openmesh/protocols/session/mux"
 	"openmesh/protocols/session/seal"
 	"openmesh/protocols/session/sessionpb"
 	"openmesh/protocols/signal"
@@ -68,7 +67,7 @@ type Session struct {
 	owner      *Endpoint
 	link       *link
 	mail       mail
-	streams    atomic.Pointer[mux.Mux]
+	streams    atomic.Pointer[streams]
 	calls      calls
 	inbox      arrivals
 	counters   counters
@@ -153,6 +152,8 @@ func newSession(owner *Endpoint, e *signal.Established, now time.Time) (*Session
 		return nil, err
 	}
 	s.link = newLink(keys)
+	s.inbox.keys = keys
+	s.streams.Store(s.newStreams(keys))
 	return s, nil
 }
 
@@ -168,7 +169,7 @@ func (e *Endpoint) build(est *signal.Established, opened time.Time) *Session {
 	s.path.Store(new(Path))
 	s.agree(est.Contract)
 	s.mail = s.newMail()
-	s.streams.Store(s.newStreams())
+	s.streams.Store(s.newStreams(nil))
 	s.counters.used.Store(time.Now().UnixNano())
 	return s
 }
@@ -250,7 +251,7 @@ func (s *Session) Send(data []byte) error {
 	plain := pool.Get(1 + len(data))
 	plain[0] = 0 // no header: not a message with a promise
 	copy(plain[1:], data)
-	return s.write(seal.Data, plain)
+	return s.write(s.link.opener(), seal.Data, plain)
 }
 
 func (s *Session) tooLarge(n int) error {
@@ -258,13 +259,13 @@ func (s *Session) tooLarge(n int) error {
 		WithHint("raise session.max_message_bytes on both sides, or send less at a time")
 }
 
-// message seals m as a frame of type t and sends it.
-func (s *Session) message(t seal.Type, m proto.Message) error {
+// message sends m as a frame of type t, as write does.
+func (s *Session) message(keys *seal.Keys, t seal.Type, m proto.Message) error {
 	plain, err := marshal(m)
 	if err != nil {
 		return err
 	}
-	return s.write(t, plain)
+	return s.write(keys, t, plain)
 }
 
 // marshal serializes m into a buffer of the pool.
@@ -279,35 +280,47 @@ func marshal(m proto.Message) ([]byte, error) {
 
 // write sends plain, a buffer of the pool that becomes the link's, as one frame.
 // It waits while too much is on its way. That the channel fails is no error: the
-// frame goes over the next one.
-func (s *Session) write(t seal.Type, plain []byte) error {
-	if s.conduct.Load() != nil && metered(t) {
-		s.pace(len(plain))
+// frame goes over the next one. That the session has other keys meanwhile is one:
+// the frame belongs to what has ended with the old ones.
+func (s *Session) write(keys *seal.Keys, t seal.Type, plain []byte) error {
+	s.pace(t, len(plain))
+	err := s.put(keys, t, plain)
+	for err == errFull {
+		<-s.link.vacancy()
+		err = s.put(keys, t, plain)
 	}
-	s.counters.used.Store(time.Now().UnixNano())
-	s.counters.sent.Add(1)
-	n, ok, failed := s.link.send(t, plain, s.crowded(), true)
+	return err
+}
+
+// put is write for those who have their own way to wait: it returns errFull if too
+// much is on its way, and plain is the caller's still.
+func (s *Session) put(keys *seal.Keys, t seal.Type, plain []byte) error {
+	n, failed, err := s.link.send(keys, t, plain, s.crowded())
 	switch {
-	case !ok:
+	case err == errFull:
+		return err
+	case err != nil:
 		return wire.Errorf(wire.SessionClosed, "session %s with %s has ended", s.id, s.Peer().Agent)
 	case failed != nil:
 		s.lost(failed, wire.Unreachable)
 	case n == 0:
 		s.wake()
 	}
+	s.counters.used.Store(time.Now().UnixNano())
+	s.counters.sent.Add(1)
 	s.owner.stats.sent(s.path.Load().Kind, n)
 	return nil
 }
 
 // offer is write for those who must not wait; it reports whether the frame was
 // taken. With bounded it is not if too much is on its way.
-func (s *Session) offer(t seal.Type, m proto.Message, bounded bool) bool {
+func (s *Session) offer(keys *seal.Keys, t seal.Type, m proto.Message, bounded bool) bool {
 	plain, err := marshal(m)
 	if err != nil {
 		return false
 	}
 	n := len(plain)
-	if !s.link.post(t, plain, bounded) {
+	if !s.link.post(keys, t, plain, bounded) {
 		return false
 	}
 	s.sentFrame(n)

@@ -18,10 +18,16 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// newStreams makes the streams of a session under its present keys: they do not
-// outlive them, for the other side may have forgotten what came before.
-func (s *Session) newStreams() *mux.Mux {
-	return mux.New(mux.Config{
+// streams are those of a session under some keys.
+type streams struct {
+	*mux.Mux
+	keys *seal.Keys
+}
+
+// newStreams makes the streams of a session under keys: they do not outlive them,
+// for the other side may have forgotten what came before.
+func (s *Session) newStreams(keys *seal.Keys) *streams {
+	return &streams{keys: keys, Mux: mux.New(mux.Config{
 		Initiator: s.isInitiator(),
 		Send: func(t mux.Type, payload ...[]byte) error {
 			n := 0
@@ -32,18 +38,18 @@ func (s *Session) newStreams() *mux.Mux {
 			for _, p := range payload {
 				plain = append(plain, p...)
 			}
-			return s.write(streamType(t), plain)
+			return s.write(keys, streamType(t), plain)
 		},
 		Post: func(t mux.Type, payload []byte) bool {
 			plain := append(pool.Get(len(payload))[:0], payload...)
-			if !s.link.post(streamType(t), plain, true) {
+			if !s.link.post(keys, streamType(t), plain, true) {
 				return false
 			}
 			s.sentFrame(len(payload))
 			return true
 		},
 		Accept: s.acceptStream,
-	})
+	})}
 }
 
 // streamType is the frame type of a mux's frame, and back.
@@ -63,9 +69,13 @@ func (s *Session) OpenStream(ctx context.Context, meta []byte) (*mux.Stream, err
 	return s.streams.Load().Open(ctx, b)
 }
 
-// stream takes a frame of a stream.
-func (s *Session) stream(t seal.Type, plain []byte) error {
-	if err := s.streams.Load().Receive(muxType(t), plain); err != nil {
+// stream takes a frame of a stream, which came under keys.
+func (s *Session) stream(keys *seal.Keys, t seal.Type, plain []byte) error {
+	streams := s.streams.Load()
+	if streams.keys != keys {
+		return nil
+	}
+	if err := streams.Receive(muxType(t), plain); err != nil {
 		return broken{code: wire.CodeOf(err)}
 	}
 	return nil
@@ -144,7 +154,7 @@ func (j job) respond(ctx context.Context, resp *Response) error {
 	if err != nil {
 		return err
 	}
-	st, err := s.streams.Load().Open(ctx, meta)
+	st, err := j.openStream(ctx, meta)
 	if err != nil {
 		_ = s.produce(ctx, resp, func([]byte) error { return err }) // it must know that nobody takes them
 		return err
@@ -167,6 +177,15 @@ func (j job) respond(ctx context.Context, resp *Response) error {
 		s.log("end of a response not sent", zap.Error(err))
 	}
 	return nil
+}
+
+// openStream opens a stream for the parts of a response.
+func (j job) openStream(ctx context.Context, meta []byte) (*mux.Stream, error) {
+	streams := j.in.Session.streams.Load()
+	if streams.keys != j.keys {
+		return nil, wire.Errorf(wire.SessionClosed, "the session was resumed: nobody waits for the response")
+	}
+	return streams.Open(ctx, meta)
 }
 
 // produce calls a handler's Produce; a panic in it is an error.

@@ -132,7 +132,7 @@ func (s *Session) renewKeys(now time.Time) {
 		s.owner.cfg.Log.Error("rekey failed", zap.Error(err))
 		return
 	}
-	s.offer(seal.Rekey, m, false)
+	s.offer(keys, seal.Rekey, m, false)
 }
 
 // park closes the channels of a session that nobody uses; it has one again as
