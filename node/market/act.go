@@ -30,7 +30,7 @@ func (e *Engine) Propose(ctx context.Context, rfp string, given []byte) (Done, e
 	if err != nil {
 		return Done{}, err
 	}
-	return e.make(ctx, t, nil, func(n deal.Negotiation) (deal.Move, error) { return e.offerOf(t, n, deal.Propose, given) })
+	return e.make(ctx, t, e.offering(t, deal.Propose, given))
 }
 
 // Decline rejects a request of another agent.
@@ -39,9 +39,7 @@ func (e *Engine) Decline(ctx context.Context, rfp, reason string) (Done, error) 
 	if err != nil {
 		return Done{}, err
 	}
-	return e.make(ctx, t, nil, func(deal.Negotiation) (deal.Move, error) {
-		return deal.Move{Kind: deal.Reject, Reason: reason}, nil
-	})
+	return e.make(ctx, t, ending(deal.Reject, reason))
 }
 
 // sells returns the negotiation in which this agent is the seller.
@@ -62,28 +60,31 @@ func (e *Engine) sells(ctx context.Context, rfp string) (*talk, error) {
 // Offer counters the offer of the other side, or amends this agent's own. What the
 // document leaves out is as in the offer that it answers or replaces.
 func (e *Engine) Offer(ctx context.Context, id string, k deal.Kind, given []byte) (Done, error) {
-	return e.offer(ctx, id, k, given, nil)
-}
-
-func (e *Engine) offer(ctx context.Context, id string, k deal.Kind, given []byte, head *deal.Hash) (Done, error) {
 	t, err := e.opened(ctx, id)
 	if err != nil {
 		return Done{}, err
 	}
-	return e.make(ctx, t, head, func(n deal.Negotiation) (deal.Move, error) { return e.offerOf(t, n, k, given) })
+	return e.make(ctx, t, e.offering(t, k, given))
+}
+
+// builder makes the move that follows on a negotiation.
+type builder func(deal.Negotiation) (deal.Move, error)
+
+func (e *Engine) offering(t *talk, k deal.Kind, given []byte) builder {
+	return func(n deal.Negotiation) (deal.Move, error) { return e.offerOf(t, n, k, given) }
 }
 
 // Accept accepts the offer of the other side: this agent signs the contract.
 func (e *Engine) Accept(ctx context.Context, id, reason string) (Done, error) {
-	return e.accept(ctx, id, reason, nil)
-}
-
-func (e *Engine) accept(ctx context.Context, id, reason string, head *deal.Hash) (Done, error) {
 	t, err := e.opened(ctx, id)
 	if err != nil {
 		return Done{}, err
 	}
-	return e.make(ctx, t, head, func(n deal.Negotiation) (deal.Move, error) {
+	return e.make(ctx, t, accepting(t, reason))
+}
+
+func accepting(t *talk, reason string) builder {
+	return func(n deal.Negotiation) (deal.Move, error) {
 		if err := allowed(n, t.role(), deal.Accept); err != nil {
 			return deal.Move{}, err
 		}
@@ -96,7 +97,7 @@ func (e *Engine) accept(ctx context.Context, id, reason string, head *deal.Hash)
 			}
 		}
 		return deal.Move{Kind: deal.Accept, Schema: document.SchemaContract, Reason: reason}, nil
-	})
+	}
 }
 
 // bind makes an acceptance sign the contract of the offer on the table, which names the
@@ -125,10 +126,6 @@ func describe(c *audit.Checkpoint) *deal.Checkpoint {
 
 // End rejects the offer of the other side, or withdraws this agent's own.
 func (e *Engine) End(ctx context.Context, id string, k deal.Kind, reason string) (Done, error) {
-	return e.end(ctx, id, k, reason, nil)
-}
-
-func (e *Engine) end(ctx context.Context, id string, k deal.Kind, reason string, head *deal.Hash) (Done, error) {
 	t, err := e.opened(ctx, id)
 	if wire.CodeOf(err) == wire.NotFound && k == deal.Reject { // of a request to which nothing was said
 		if r, err := e.request(ctx, id); err == nil {
@@ -138,7 +135,11 @@ func (e *Engine) end(ctx context.Context, id string, k deal.Kind, reason string,
 	if err != nil {
 		return Done{}, err
 	}
-	return e.make(ctx, t, head, func(deal.Negotiation) (deal.Move, error) { return deal.Move{Kind: k, Reason: reason}, nil })
+	return e.make(ctx, t, ending(k, reason))
+}
+
+func ending(k deal.Kind, reason string) builder {
+	return func(deal.Negotiation) (deal.Move, error) { return deal.Move{Kind: k, Reason: reason}, nil }
 }
 
 // Settle says whether the work under a contract was done: deal.Fulfil or deal.Fail. The id
@@ -151,7 +152,7 @@ func (e *Engine) Settle(ctx context.Context, id string, k deal.Kind, reason stri
 	if err != nil {
 		return Done{}, err
 	}
-	return e.make(ctx, t, nil, func(n deal.Negotiation) (deal.Move, error) {
+	return e.make(ctx, t, func(n deal.Negotiation) (deal.Move, error) {
 		m := deal.Move{Kind: k, Reason: reason}
 		m.Prev = n.Prev(k)
 		return m, nil
@@ -185,9 +186,27 @@ func (e *Engine) opened(ctx context.Context, id string) (*talk, error) {
 	return e.find(ctx, id)
 }
 
-// make makes a move of this agent's and has it sent. If head is given, it must still be
+// make makes a move of this agent's and waits for the answer, but not for long.
+func (e *Engine) make(ctx context.Context, t *talk, build builder) (Done, error) {
+	own, err := e.move(ctx, t, nil, build)
+	if err != nil {
+		return Done{}, err
+	}
+	delivered, refusal := e.waitFor(ctx, t, own.Hash)
+	if refusal != 0 {
+		return Done{}, wire.Errorf(refusal, "the other side would not have %s", own.Kind).WithHint("It stands here until it expires, or another move follows.")
+	}
+	d := Done{Negotiation: t.now(), Delivered: delivered}
+	d.Contract = contractOf(d.Negotiation)
+	if d.Contract == "" && own.Kind == deal.Accept {
+		d.Contract = document.ContractID(own.Document)
+	}
+	return d, nil
+}
+
+// move makes a move of this agent's and has it sent. If head is given, it must still be
 // the last move.
-func (e *Engine) make(ctx context.Context, t *talk, head *deal.Hash, build func(deal.Negotiation) (deal.Move, error)) (Done, error) {
+func (e *Engine) move(ctx context.Context, t *talk, head *deal.Hash, build builder) (*deal.Signed, error) {
 	t.mu.Lock()
 	n := t.now()
 	m, err := deal.Move{}, t.usable()
@@ -205,21 +224,12 @@ func (e *Engine) make(ctx context.Context, t *talk, head *deal.Hash, build func(
 		t.request.count(t.id, n) // what was held for it
 		e.abandon(t)
 		t.mu.Unlock()
-		return Done{}, err
+		return nil, err
 	}
 	t.mu.Unlock()
 	e.tell(t, own)
 	e.kick(t)
-	delivered, refusal := e.waitFor(ctx, t, own.Hash)
-	if refusal != 0 {
-		return Done{}, wire.Errorf(refusal, "the other side would not have %s", own.Kind).WithHint("It stands here until it expires, or another move follows.")
-	}
-	d := Done{Negotiation: t.now(), Delivered: delivered}
-	d.Contract = contractOf(d.Negotiation)
-	if d.Contract == "" && own.Kind == deal.Accept {
-		d.Contract = document.ContractID(own.Document)
-	}
-	return d, nil
+	return own, nil
 }
 
 // makeHeld signs, checks and commits a move; t.mu is held.

@@ -36,13 +36,13 @@ func (e *Engine) decide(t *talk) {
 		return
 	}
 	head := n.Head()
-	e.jobs.add(func(ctx context.Context) {
+	e.decisions.add(func(ctx context.Context) {
 		if t.now().Head() != head {
 			return
 		}
 		d, err := e.cfg.Decide(ctx, t.request.move, &n)
 		if err == nil && d.Kind != 0 {
-			err = e.follow(ctx, t.id, head, d)
+			err = e.follow(ctx, t, head, d)
 		}
 		e.decided(t.id, err)
 	})
@@ -54,7 +54,7 @@ func (e *Engine) announce(t *talk) {
 	if !t.telling.CompareAndSwap(false, true) {
 		return
 	}
-	e.jobs.add(func(ctx context.Context) {
+	e.decisions.add(func(ctx context.Context) {
 		n := t.now()
 		if _, err := e.cfg.Decide(ctx, t.request.move, &n); err != nil {
 			if ctx.Err() == nil {
@@ -74,16 +74,13 @@ func (e *Engine) decideRequest(r *request) {
 	if e.cfg.Decide == nil || r.sent {
 		return
 	}
-	e.jobs.add(func(ctx context.Context) {
+	e.decisions.add(func(ctx context.Context) {
 		d, err := e.cfg.Decide(ctx, r.move, nil)
-		switch {
-		case err != nil || d.Kind == 0:
-		case d.Kind == deal.Propose:
-			_, err = e.Propose(ctx, r.id, d.Document)
-		case d.Kind == deal.Reject:
-			_, err = e.Decline(ctx, r.id, d.Reason)
-		default:
-			err = wire.Errorf(wire.IllegalTransition, "%s answers no request", d.Kind)
+		if err == nil && d.Kind != 0 {
+			var t *talk
+			if t, err = e.sells(ctx, r.id); err == nil {
+				err = e.follow(ctx, t, r.move.Hash, d)
+			}
 		}
 		e.decided(r.id, err)
 	})
@@ -97,18 +94,20 @@ func (e *Engine) decided(id string, err error) {
 	}
 }
 
-// follow does what was decided when head was the last move.
-func (e *Engine) follow(ctx context.Context, id string, head deal.Hash, d Decision) error {
+// follow does what was decided when head was the last move. Whoever decides does not wait
+// until the move has reached the other side.
+func (e *Engine) follow(ctx context.Context, t *talk, head deal.Hash, d Decision) error {
+	var build builder
 	switch d.Kind {
-	case deal.Counter, deal.Amend:
-		_, err := e.offer(ctx, id, d.Kind, d.Document, &head)
-		return err
+	case deal.Propose, deal.Counter, deal.Amend:
+		build = e.offering(t, d.Kind, d.Document)
 	case deal.Accept:
-		_, err := e.accept(ctx, id, d.Reason, &head)
-		return err
+		build = accepting(t, d.Reason)
 	case deal.Reject, deal.Withdraw:
-		_, err := e.end(ctx, id, d.Kind, d.Reason, &head)
-		return err
+		build = ending(d.Kind, d.Reason)
+	default:
+		return wire.Errorf(wire.IllegalTransition, "nobody decides to %s by itself", d.Kind)
 	}
-	return wire.Errorf(wire.IllegalTransition, "nobody decides to %s by itself", d.Kind)
+	_, err := e.move(ctx, t, &head, build)
+	return err
 }

@@ -3,6 +3,7 @@ package market
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,6 +65,40 @@ func TestContractIsTold(t *testing.T) {
 			check(t, fulfil(seller, id))
 			reach(t, id, "fulfilled", buyer, seller)
 			seen(0)
+		}
+	})
+}
+
+// Moves that are decided on do not keep each other from being sent, however many there
+// are: who decides does not wait for the other side.
+func TestManyDecisionsAreSent(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		const many = workers + 16
+		buyer, seller := w.agent("buyer"), w.agent("seller")
+		open := make(chan struct{})
+		seller.decide = func(ctx context.Context, _ *deal.Signed, n *deal.Negotiation) (Decision, error) {
+			select {
+			case <-open:
+			case <-ctx.Done():
+			}
+			if n != nil {
+				return Decision{}, nil
+			}
+			return Decision{Kind: deal.Propose, Document: price("9")}, nil
+		}
+		seller.restart()
+		for range many {
+			seller.has(buyer.post(1))
+		}
+		begin := time.Now()
+		close(open)
+		until(t, "all proposals", func() (string, bool) {
+			all, err := buyer.engine.Negotiations(t.Context(), "", false, many)
+			check(t, err)
+			return fmt.Sprint(len(all)), len(all) == many
+		})
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("it took %s until all were there", took)
 		}
 	})
 }

@@ -47,6 +47,7 @@ const (
 	unheard        // its receipt does not
 	repeated       // it arrives twice
 	denied         // the other side will not have it
+	silent         // no answer comes in time, though the message may arrive yet
 	expired        // its message expires, and that is the outcome of its key for ever
 	bare           // its receipt comes without the moves in it
 )
@@ -200,6 +201,10 @@ func (s *side) Post(ctx context.Context, to identity.AgentID, key string, move [
 	}
 	if gone {
 		return Reply{}, wire.Errorf(wire.DeadlineExceeded, "the message to %s expired before it was delivered", to)
+	}
+	if f == silent {
+		<-ctx.Done()
+		return Reply{}, wire.Errorf(wire.DeadlineExceeded, "no answer from %s within the deadline", to)
 	}
 	if f == denied {
 		return Reply{}, wire.Errorf(wire.Denied, "%s denies", to)

@@ -104,11 +104,13 @@ type Config struct {
 
 const (
 	workers  = 128              // that wait for answers
+	deciders = 32               // that wait for decisions
 	patience = 15 * time.Second // for one answer, before others have their turn
 	tick     = time.Second
 
 	firstAsk, lastAsk     = 3 * time.Second, time.Minute // between searches for providers
 	firstRetry, lastRetry = time.Second, 5 * time.Minute // between attempts to send
+	lastLook              = time.Minute                  // between looks for the answer to a message that is on its way
 
 	maxSellers = 1024 // negotiations under one request
 	maxSkew    = identity.ClockSkew
@@ -116,11 +118,12 @@ const (
 
 // Engine is an agent's dealings. Safe for concurrent use.
 type Engine struct {
-	cfg    Config
-	rows   *deals.Store
-	jobs   *queue
-	events *events
-	loaded chan struct{}
+	cfg       Config
+	rows      *deals.Store
+	jobs      *queue
+	decisions *queue // to make: handlers may take their time, and what is sent does not wait for them
+	events    *events
+	loaded    chan struct{}
 
 	mu       sync.Mutex
 	requests map[string]*request              // open ones, by id
@@ -144,7 +147,7 @@ func New(cfg Config) *Engine {
 		cfg.Observe = func(string, deal.Kind, error) {}
 	}
 	return &Engine{
-		cfg: cfg, rows: deals.New(cfg.DB), jobs: newQueue(), events: newEvents(), loaded: make(chan struct{}),
+		cfg: cfg, rows: deals.New(cfg.DB), jobs: newQueue(), decisions: newQueue(), events: newEvents(), loaded: make(chan struct{}),
 		requests: make(map[string]*request), known: make(map[string]weak.Pointer[request]), talks: make(map[string]*talk), open: make(map[string]int), taking: make(map[string]chan struct{}), buyers: make(map[identity.AgentID]int),
 		dirty: make(map[*talk]struct{}), uses: make(map[string]*use),
 	}
@@ -164,6 +167,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	for range workers {
 		group.Go(func() { e.jobs.work(ctx) })
 	}
+	for range deciders {
+		group.Go(func() { e.decisions.work(ctx) })
+	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	for {
@@ -172,6 +178,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.sweep(ctx, now)
 		case <-ctx.Done():
 			e.jobs.close()
+			e.decisions.close()
 			group.Wait()
 			return e.flush(context.WithoutCancel(ctx))
 		}

@@ -82,3 +82,24 @@ func TestMessageThatExpired(t *testing.T) {
 		reach(t, id, "contracted", buyer, seller)
 	})
 }
+
+// Whoever does not answer is asked less and less often, and not so rarely that an answer
+// stays unseen for long.
+func TestSilence(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, seller, id := stage(w)
+		posts := 0
+		w.fails(func(identity.AgentID, identity.AgentID, int) fault { posts++; return silent })
+		check(t, accept(buyer, id))
+		<-time.After(time.Hour)
+		w.fails(nil)
+		if posts < 40 || posts > 60 {
+			t.Errorf("asked %d times within the hour", posts)
+		}
+		begin := time.Now()
+		reach(t, id, "contracted", buyer, seller)
+		if took := time.Since(begin); took > 2*time.Minute {
+			t.Errorf("it took %s", took)
+		}
+	})
+}

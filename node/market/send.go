@@ -55,8 +55,7 @@ func (e *Engine) send(ctx context.Context, t *talk) {
 
 // sendMove sends one move, and takes what the other side answers.
 func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
-	tries := int(t.tries.Load())
-	receipt, session, err := e.post(ctx, t.peer(), attempt(m.Hash, tries), m.Raw)
+	receipt, session, err := e.post(ctx, t.peer(), attempt(m.Hash, int(t.tries.Load())), m.Raw)
 	e.cfg.Observe("sent", m.Kind, err)
 	if err == nil {
 		e.cfg.Log.Note(e.receiptEntry(t.id, t.peer(), session, receipt))
@@ -67,15 +66,19 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 	case err != nil && ctx.Err() != nil:
 		return err
 	case err != nil && !permanent(code):
-		if code != wire.DeadlineExceeded { // else the message is still on its way
-			tries = int(t.tries.Add(1))
+		wait := retryAfter(int(t.fails.Add(1)))
+		if code == wire.DeadlineExceeded { // the message is still on its way
+			wait = min(wait, lastLook)
+		} else {
+			t.tries.Add(1)
 		}
-		t.retry.Store(time.Now().Add(retryAfter(tries)).UnixNano())
+		t.retry.Store(time.Now().Add(wait).UnixNano())
 		return err
 	case err != nil:
 		e.cfg.Logger.Warn("move refused", zap.String("negotiation", t.id), zap.Stringer("move", m.Kind), zap.String("code", code.String()))
 	}
 	t.tries.Store(0)
+	t.fails.Store(0)
 	t.mu.Lock()
 	if err != nil {
 		t.refused, t.reason = m.Hash, code

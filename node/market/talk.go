@@ -37,7 +37,8 @@ type talk struct {
 
 	telling atomic.Bool // the decider is told of the contract, or was
 	sending atomic.Bool
-	tries   atomic.Int32  // failed attempts to send the first of unsent
+	tries   atomic.Int32  // messages with the first of unsent that came to nothing
+	fails   atomic.Int32  // attempts to send it, also those for which the message is on its way
 	retry   atomic.Int64  // when the next attempt is due, in Unix nanoseconds
 	changed chan struct{} // closed when something has; with mu held
 }
