@@ -238,7 +238,10 @@ func (n *Node) capabilityMessage(c *capability.Capability) *descriptorpb.Capabil
 	m := &descriptorpb.Capability{
 		Name: c.Name, Version: c.Version, Domain: c.Domain, Tags: c.Tags, Visibility: orDefault(c.Visibility, "public"),
 		Request: schemaMessage(c.Request), Response: schemaMessage(c.Response),
-		Transports: []string{"quic-v1", "tcp", "ws"}, Qos: []string{signal.AtMostOnce.String(), signal.AtLeastOnce.String(), signal.ExactlyOnce.String()},
+		Transports: []string{"quic-v1", "tcp", "ws"}, Qos: c.QoS,
+	}
+	if len(m.Qos) == 0 {
+		m.Qos = []string{signal.AtMostOnce.String(), signal.AtLeastOnce.String(), signal.ExactlyOnce.String()}
 	}
 	for _, p := range c.Protocols {
 		m.Protocols = append(m.Protocols, &descriptorpb.Protocol{Name: p.Name, Versions: p.Versions})

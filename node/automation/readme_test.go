@@ -38,8 +38,10 @@ func TestReadme(t *testing.T) {
 	strict(t, event, new(automation.Event))
 	strict(t, answer, new(struct {
 		Move     string
-		Document struct{ Terms struct{ Price map[string]string } }
-		Reason   string
+		Document struct {
+			Terms struct{ Price map[string]string }
+		}
+		Reason string
 	}))
 }
 

@@ -37,7 +37,7 @@ type Capability struct {
 	Request    Schema
 	Response   Schema
 	Protocols  []Protocol
-	QoS        []string // at-most-once, at-least-once, exactly-once
+	QoS        []string // at-most-once, at-least-once, exactly-once; empty: any. Told to others; no call is refused for it
 	Price      *Price   // nil: none named
 
 	// ContractRequired says that requests are taken under a market contract only.
