@@ -29,6 +29,7 @@ func TestWaitForTheBetterOffer(t *testing.T) {
 			return err == nil && len(list.Capabilities) == 1 && list.Capabilities[0].Until != ""
 		})
 	}
+	tr.run("buyer", "discover", sold) // which connects it to them
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	done := make(chan error, 2)
