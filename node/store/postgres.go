@@ -72,10 +72,11 @@ func (postgresDialect) begin(durable bool) []statement {
 func (postgresDialect) patience() time.Duration { return postgresPatience }
 
 // lost holds for errors of the network, of a server that is starting, stopping,
-// full of connections or no more the primary, and for an attempt out of time.
+// full of connections or no more the primary, or that ended a connection which was idle,
+// and for an attempt out of time.
 func (postgresDialect) lost(err error) bool {
 	if e := (*pgconn.PgError)(nil); errors.As(err, &e) {
-		return strings.HasPrefix(e.Code, "08") || slices.Contains([]string{"57P01", "57P02", "57P03", "53300", "25006", "40001", "40P01"}, e.Code)
+		return strings.HasPrefix(e.Code, "08") || slices.Contains([]string{"57P01", "57P02", "57P03", "57P05", "25P03", "53300", "25006", "40001", "40P01"}, e.Code)
 	}
 	connect, network := (*pgconn.ConnectError)(nil), net.Error(nil)
 	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, net.ErrClosed) ||

@@ -4,6 +4,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/url"
@@ -38,6 +39,8 @@ func TestPostgres(t *testing.T) {
 	})
 	t.Run("explained", func(t *testing.T) { testPostgresErrors(t, server.URL) })
 	t.Run("mailboxes", func(t *testing.T) { testMailboxes(t, server) })
+	t.Run("language", func(t *testing.T) { testLanguage(t, server) })
+	t.Run("idle", func(t *testing.T) { testIdle(t, server) })
 	t.Run("chained", func(t *testing.T) { testChained(t, store.Config{URL: server.URL, Owner: "chained"}) })
 	t.Run("lost", func(t *testing.T) { testLost(t, server) })
 }
@@ -86,6 +89,61 @@ func testPostgresErrors(t *testing.T, good string) {
 				t.Errorf("the error has the password: %v", err)
 			}
 		})
+	}
+}
+
+// Ids are found by their first digits whatever the language of the database: in Danish,
+// aa comes after z.
+func testLanguage(t *testing.T, server *postgrestest.Server) {
+	const name = "danish"
+	_, err := server.SQL(t).Exec("CREATE DATABASE " + name + " TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'da'")
+	if err != nil && !strings.Contains(err.Error(), "already exists") {
+		t.Skipf("no database in Danish: %v", err)
+	}
+	s := open(t, store.Config{URL: server.Database(t, name), Owner: "alice"})
+	defer s.Close()
+	var b store.Batch
+	b.Add(`INSERT INTO market_requests (owner, id, sent, created, done, data) VALUES ($1, 'aa00', 0, 0, 0, '') ON CONFLICT DO NOTHING`, s.Owner())
+	b.Add(`INSERT INTO market_negotiations (owner, id, request, contract, created, done, data) VALUES ($1, 'aa00', 'aa00', 'aa00', 0, 0, '') ON CONFLICT DO NOTHING`, s.Owner())
+	if _, err := s.Exec(t.Context(), "test", &b); err != nil {
+		t.Fatal(err)
+	}
+	for _, column := range []string{"market_requests.id", "market_negotiations.id", "market_negotiations.contract"} {
+		found := 0
+		table, _, _ := strings.Cut(column, ".")
+		err := s.Query(t.Context(), "test", func(rows *sql.Rows) error { return rows.Scan(&found) },
+			"SELECT count(*) FROM "+table+" WHERE owner = $1 AND "+column+" >= $2 AND "+column+" < $3", s.Owner(), "a", "ag")
+		if found != 1 || err != nil {
+			t.Errorf("%s beginning with a: %d found, %v", column, found, err)
+		}
+	}
+}
+
+// A server that ends connections which are idle costs nothing but time.
+func testIdle(t *testing.T, server *postgrestest.Server) {
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("application_name", "idle")
+	q.Set("idle_session_timeout", "100")
+	u.RawQuery = q.Encode()
+	s, err := store.Open(t.Context(), store.Config{URL: u.String(), Owner: "idle"})
+	if err != nil {
+		t.Skipf("no PostgreSQL that ends idle connections, which 14 does: %v", err)
+	}
+	defer s.Close()
+	db := server.SQL(t)
+	for n := range uint64(3) {
+		if err := try(s, enqueue(n+1)); err != nil {
+			t.Errorf("Commit after the connection was idle: %v", err)
+		}
+		for there := 1; there > 0; {
+			if err := db.QueryRow("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'idle'").Scan(&there); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"openmesh/protocols/session/delivery"
 	"openmesh/protocols/wire"
 )
@@ -327,6 +329,19 @@ func goBack(t *testing.T, s *Store, transactions int) {
 	t.Helper()
 	if _, err := s.db.ExecContext(t.Context(), "UPDATE owners SET batch = batch - $1", transactions); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The codes with which PostgreSQL ends a connection are no errors of what was tried.
+func TestLostPostgres(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]bool{
+		"08006": true, "57P01": true, "57P02": true, "57P03": true, "57P05": true, "25P03": true, "25006": true,
+		"23505": false, "53100": false, "57014": false, "25P02": false,
+	} {
+		if got := (postgresDialect{}).lost(fmt.Errorf("test: %w", &pgconn.PgError{Code: code})); got != want {
+			t.Errorf("%s: lost is %t", code, got)
+		}
 	}
 }
 
