@@ -34,20 +34,17 @@ func (n marketAPI) PostRFP(ctx context.Context, r *openmeshv1.PostRFPRequest) (*
 }
 
 func (n marketAPI) ListRFPs(ctx context.Context, r *openmeshv1.ListRFPsRequest) (*openmeshv1.ListRFPsResponse, error) {
-	switch r.Direction {
-	case "", "sent", "received":
-	default:
+	d, ok := map[string]market.Direction{"": market.Both, "sent": market.Sent, "received": market.Received}[r.Direction]
+	if !ok {
 		return nil, wire.Errorf(wire.InvalidArgument, "direction %q: want sent or received", r.Direction)
 	}
-	all, err := n.market.Requests(ctx, r.All, listed(r.Limit))
+	all, err := n.market.Requests(ctx, d, r.All, listed(r.Limit))
 	if err != nil {
 		return nil, err
 	}
 	resp := &openmeshv1.ListRFPsResponse{Rfps: []*openmeshv1.RFP{}}
 	for _, s := range all {
-		if r.Direction == "" || s.Sent == (r.Direction == "sent") {
-			resp.Rfps = append(resp.Rfps, rfpMessage(s))
-		}
+		resp.Rfps = append(resp.Rfps, rfpMessage(s))
 	}
 	return resp, nil
 }

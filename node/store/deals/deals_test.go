@@ -43,6 +43,8 @@ func test(t *testing.T, own, other store.Config) {
 	requests := []deals.Request{
 		{ID: "aa11", Sent: true, Created: at, Data: []byte("one")},
 		{ID: "aa22", Created: at.Add(time.Second), Done: true, Data: []byte("two")},
+		{ID: "aa33", Sent: true, Created: at.Add(-2 * time.Second), Done: true, Data: []byte("three")},
+		{ID: "aa44", Sent: true, Created: at.Add(-time.Second), Done: true, Data: []byte("four")},
 	}
 	negotiations := []deals.Negotiation{
 		{ID: "bb11", Request: "aa11", Created: at, Data: []byte{0}},
@@ -66,9 +68,18 @@ func test(t *testing.T, own, other store.Config) {
 	var got []deals.Request
 	collectRequest := func(r deals.Request) error { got = append(got, r); return nil }
 	check(t, s.Open(t.Context(), collectRequest))
-	check(t, s.Requests(t.Context(), 10, collectRequest))
-	if diff := cmp.Diff(requests, got); diff != "" {
+	check(t, s.Requests(t.Context(), deals.Both, 10, collectRequest))
+	if diff := cmp.Diff(requests[:2], got[:2]); diff != "" {
 		t.Errorf("requests, open ones first: %s", diff)
+	}
+	for d, want := range map[deals.Direction][]string{
+		deals.Both: {"aa22", "aa44", "aa33"}, deals.Sent: {"aa44", "aa33"}, deals.Received: {"aa22"},
+	} {
+		var ids []string
+		check(t, s.Requests(t.Context(), d, 10, func(r deals.Request) error { ids = append(ids, r.ID); return nil }))
+		if !slices.Equal(ids, want) {
+			t.Errorf("direction %d: %v, want %v", d, ids, want)
+		}
 	}
 	var found []string
 	collect := func(n deals.Negotiation) error { found = append(found, n.ID); return nil }
