@@ -43,32 +43,32 @@ func (e *Engine) Contract(ctx context.Context, id string) (deal.Negotiation, err
 	return t.now(), nil
 }
 
-// sold returns a contract that this agent sells to buyer, if work may be done under it
-// now.
-func (e *Engine) sold(ctx context.Context, id string, buyer identity.AgentID) (*deal.Agreement, error) {
+// sold returns a contract that this agent sells to buyer, and its negotiation, if work
+// may be done under it now.
+func (e *Engine) sold(ctx context.Context, id string, buyer identity.AgentID) (*deal.Agreement, deal.Negotiation, error) {
 	n, err := e.Contract(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, n, err
 	}
 	a := n.Agreement()
 	if a == nil || a.Conclude == nil || a.ID != id || n.Seller() != e.cfg.Agent || n.Buyer() != buyer {
-		return a, wire.Errorf(wire.NotFound, "there is no contract %s with %s", id, buyer)
+		return a, n, wire.Errorf(wire.NotFound, "there is no contract %s with %s", id, buyer)
 	}
 	now := time.Now()
 	if s := n.State(now); s != deal.Contracted && s != deal.Settling {
-		return a, wire.Errorf(wire.Denied, "contract %s is %s", id, s)
+		return a, n, wire.Errorf(wire.Denied, "contract %s is %s", id, s)
 	}
 	if now.Before(a.Contract.ValidFrom.Add(-maxSkew)) || !now.Before(a.Contract.ValidUntil) {
-		return a, wire.Errorf(wire.Denied, "contract %s is valid from %s until %s", id, a.Contract.ValidFrom.Format(time.RFC3339), a.Contract.ValidUntil.Format(time.RFC3339))
+		return a, n, wire.Errorf(wire.Denied, "contract %s is valid from %s until %s", id, a.Contract.ValidFrom.Format(time.RFC3339), a.Contract.ValidUntil.Format(time.RFC3339))
 	}
-	return a, nil
+	return a, n, nil
 }
 
 // Admit reports whether buyer may open a session under a contract. Errors: wire.NotFound
 // for one that is unknown or another's, wire.Denied for one that is over, not in force or
 // used up.
 func (e *Engine) Admit(ctx context.Context, id string, buyer identity.AgentID) error {
-	a, err := e.sold(ctx, id, buyer)
+	a, _, err := e.sold(ctx, id, buyer)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (e *Engine) readUses(ctx context.Context, id string, u *use) (err error) {
 // Begin takes one unit of a contract for a call of buyer, durably. A call with the same
 // key takes none. done gives the unit back if the work was not done.
 func (e *Engine) Begin(ctx context.Context, id, capability, key string, buyer identity.AgentID) (done func(ok bool), err error) {
-	a, err := e.sold(ctx, id, buyer)
+	a, n, err := e.sold(ctx, id, buyer)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func (e *Engine) Begin(ctx context.Context, id, capability, key string, buyer id
 			u.forget(key)
 			return nil, err
 		}
-		e.events.publish(Event{Event: "used", RFP: a.Contract.RFP.ID(), Contract: id, From: buyer, At: time.Now()})
+		e.events.publish(Event{Event: "used", RFP: a.Contract.RFP.ID(), Negotiation: &n, Contract: id, From: buyer, At: time.Now()})
 	}
 	return func(ok bool) {
 		if ok {
