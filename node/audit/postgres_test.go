@@ -3,6 +3,7 @@
 package audit_test
 
 import (
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -48,5 +49,28 @@ func TestPostgres(t *testing.T) {
 	}
 	if r, notes := read(t, b.export("ref-1")); !r.OK || len(notes) == 0 || b.verify().Pruned != 960 {
 		t.Errorf("an export: %+v", r)
+	}
+}
+
+// A server that crashes under a log that lives on: what was noted before is there, and
+// what comes after follows on it.
+func TestPostgresCrash(t *testing.T) {
+	t.Parallel()
+	server := postgrestest.New(t)
+	if server.Ctl == nil {
+		t.Skip("the server is not of this test")
+	}
+	b := openBench(t, server.URL, protocoltest.NewAgent(t, realm, time.Now()))
+	for round := range uint64(2) {
+		b.log.Note(numbered(0), numbered(1))
+		for b.log.Size() < 3*round+2 {
+			runtime.Gosched()
+		}
+		server.Ctl("stop", "-m", "immediate")
+		server.Ctl("start")
+		b.commit(numbered(2))
+		if r := b.verify(); !r.OK || r.Entries != 3*(round+1) {
+			t.Fatalf("round %d: %+v, %v", round, r, r.Bad)
+		}
 	}
 }
