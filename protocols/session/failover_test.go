@@ -149,6 +149,30 @@ func TestFailoverToASlowPath(t *testing.T) {
 	})
 }
 
+// A channel that is cut a moment after it began, but has been at work, is noticed as
+// soon as any other.
+func TestFailoverOfAYoungChannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		a, b := w.node(t, hasty), w.node(t, hasty)
+		s := a.open(t, b, session.Want{})
+		const n = 400
+		go numbers(t, s, n, 10*time.Millisecond)
+		time.Sleep(300 * time.Millisecond)
+		w.silence("quic-v1", true)
+		time.Sleep(50 * time.Millisecond)
+		before, begin := len(b.data), time.Now()
+		for len(b.data) == before && time.Since(begin) < time.Minute {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if gap := time.Since(begin); gap > 1500*time.Millisecond {
+			t.Errorf("nothing arrived for %v", gap)
+		}
+		time.Sleep(time.Minute)
+		count(t, b.data, n)
+	})
+}
+
 // However long no path works, up to a minute, a session has a channel again within
 // two keepalives of when one does.
 func TestLooksOftenForALostPeer(t *testing.T) {

@@ -27,8 +27,7 @@ func (h *health) ping(now time.Time) uint64 {
 	return h.sent
 }
 
-// due reports whether it is time for a ping: one at the beginning, so that the
-// round-trip time is known, then every interval.
+// due reports whether it is time for a ping: one every interval.
 func (h *health) due(now time.Time, interval time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -246,9 +246,11 @@ func (e *Endpoint) commence(s *Session, ch *channel) error {
 	return nil
 }
 
-// follow reads a channel until it ends.
+// follow reads a channel until it ends. The first ping goes out at once: how long a
+// round trip takes tells the sweep what silence means.
 func (e *Endpoint) follow(s *Session, r *reader) {
 	r.channel.reading.Store(r)
+	s.ping(r.channel, time.Now())
 	if !e.start(func() { s.receive(r) }) {
 		s.lost(r.channel, wire.SessionClosed)
 	}

@@ -72,9 +72,10 @@ const stallLimit = 15 * time.Second
 
 // sweepChannel pings a channel when it is time to, and gives it up if it is dead:
 // silent for one and a half keepalive intervals, in which at least one ping had no
-// answer; or for three quarters while something waits for the peer. A channel that has
-// had no answer yet has the time of a handshake for it: how long one takes here is not
-// known, and to give up what only begins would find no way that is slower than that.
+// answer; or for three quarters while something waits for the peer. One whose first
+// ping has no answer yet has two intervals for it, or the time of a handshake if that
+// is less: how long a round trip takes there is not known, and whoever gives up at once
+// what only begins finds no way that is slower.
 func (s *Session) sweepChannel(ch *channel, now time.Time) {
 	keepalive := s.terms.Load().Keepalive
 	silent := ch.silent(now)
@@ -85,7 +86,7 @@ func (s *Session) sweepChannel(ch *channel, now time.Time) {
 		interval = keepalive / 8
 	}
 	if ch.roundTrip() == 0 {
-		limit = max(limit, s.owner.cfg.Signal.Timeout)
+		limit = max(limit, min(2*keepalive, s.owner.cfg.Signal.Timeout))
 	}
 	if silent > limit || ch.stalled(now, min(stallLimit, limit)) {
 		s.log("channel is dead", zap.String("transport", ch.path.Transport), zap.Duration("silent", silent))
