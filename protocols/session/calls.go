@@ -20,6 +20,7 @@ type result struct {
 type waiting struct {
 	result   chan result
 	deadline time.Time // zero: the caller minds it
+	held     bool      // the request was not sent: there is no room for it
 }
 
 // calls are the requests that this side made and that have no answer yet.
@@ -48,7 +49,7 @@ func (c *calls) begin(deadline time.Time) (uint64, chan result, error) {
 	}
 	c.last++
 	ch := c.channel()
-	c.waiting[c.last] = waiting{ch, deadline}
+	c.waiting[c.last] = waiting{result: ch, deadline: deadline}
 	c.count.Store(int32(len(c.waiting)))
 	return c.last, ch, nil
 }
@@ -66,13 +67,25 @@ func (c *calls) finish(id uint64, r result) bool {
 	return ok
 }
 
-// abandon forgets call id. Its result may be on its way already, so its channel
-// is not reused.
-func (c *calls) abandon(id uint64) {
+// hold notes whether the request of call id waits for room.
+func (c *calls) hold(id uint64, held bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if w, ok := c.waiting[id]; ok {
+		w.held = held
+		c.waiting[id] = w
+	}
+}
+
+// abandon forgets call id, and reports whether the other side may be working on it.
+// Its result may be on its way already, so its channel is not reused.
+func (c *calls) abandon(id uint64) (sent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w, ok := c.waiting[id]
 	delete(c.waiting, id)
 	c.count.Store(int32(len(c.waiting)))
+	return ok && !w.held
 }
 
 // refuse lets no call begin from now on; with all, it fails those under way too.
@@ -103,8 +116,9 @@ func (c *calls) failAll(err error) {
 	c.count.Store(0)
 }
 
-// overdue returns the calls whose deadline is past.
-func (c *calls) overdue(now time.Time) (ids []uint64) {
+// overdue returns the calls whose deadline is past, and of each whether its request
+// was sent.
+func (c *calls) overdue(now time.Time) (late map[uint64]bool) {
 	if c.len() == 0 {
 		return nil
 	}
@@ -112,10 +126,13 @@ func (c *calls) overdue(now time.Time) (ids []uint64) {
 	defer c.mu.Unlock()
 	for id, w := range c.waiting {
 		if !w.deadline.IsZero() && !now.Before(w.deadline) {
-			ids = append(ids, id)
+			if late == nil {
+				late = make(map[uint64]bool)
+			}
+			late[id] = !w.held
 		}
 	}
-	return ids
+	return late
 }
 
 func (c *calls) len() int { return int(c.count.Load()) }

@@ -386,3 +386,52 @@ func TestEphemeralSessionEndsWithItsProcess(t *testing.T) {
 		}
 	})
 }
+
+// While the peer is away, calls end when their time is up, however many there were
+// before, and leave nothing behind.
+func TestCallsWhileThePeerIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(5 * time.Millisecond)
+		a, b := w.node(t, keep), w.node(t, keep)
+		s := a.open(t, b, session.Want{Contract: signal.Contract{Persistent: true}})
+		w.unplug(b.agent.Certificate.Peer)
+		for round := range 8 {
+			_, before := footprint()
+			begin := time.Now()
+			errs := make(chan error)
+			for i := range 1000 {
+				go func() {
+					ctx, r := t.Context(), request("x")
+					if i%2 == 0 {
+						r.Deadline = begin.Add(10 * time.Second)
+					} else {
+						var cancel context.CancelFunc
+						ctx, cancel = context.WithDeadline(ctx, begin.Add(10*time.Second))
+						defer cancel()
+					}
+					_, _, err := s.Call(ctx, r)
+					errs <- err
+				}()
+			}
+			for range 1000 {
+				if err := <-errs; wire.CodeOf(err) != wire.DeadlineExceeded {
+					t.Fatalf("round %d: %v", round, err)
+				}
+			}
+			if took := time.Since(begin); took > 12*time.Second {
+				t.Errorf("round %d: the calls took %v", round, took)
+			}
+			synctest.Wait()
+			if _, after := footprint(); after > before+10 {
+				t.Errorf("round %d: %d goroutines, %d before", round, after, before)
+			}
+		}
+		w.mu.Lock()
+		w.nodes[b.agent.Certificate.Peer] = b
+		w.mu.Unlock()
+		time.Sleep(time.Minute)
+		if resp, _, err := s.Call(t.Context(), request("back")); err != nil || string(resp.Body) != "back" {
+			t.Errorf("Call = %v, %v", resp, err)
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	pool "github.com/libp2p/go-buffer-pool"
 	"go.uber.org/zap"
 
 	"openmesh/protocols/session/delivery"
@@ -93,11 +94,24 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 	if err != nil {
 		return nil, 0, err
 	}
-	err = s.message(keys, seal.Request, &sessionpb.Request{
+	plain, err := marshal(&sessionpb.Request{
 		Id: id, Capability: r.Capability, Version: r.Version, Timeout: remaining(ctx, r.Deadline), Encoding: sessionpb.Encoding(r.Encoding),
 		Traceparent: r.Traceparent, Tracestate: r.Tracestate, CorrelationId: r.CorrelationID, IdempotencyKey: r.IdempotencyKey,
 		Body: r.Body,
 	})
+	if err != nil {
+		s.calls.abandon(id)
+		return nil, id, err
+	}
+	s.pace(seal.Request, len(plain))
+	if err = s.put(keys, seal.Request, plain); err == errFull {
+		return s.callLater(ctx, keys, id, ch, plain)
+	}
+	return s.answered(ctx, id, ch, err)
+}
+
+// answered returns what becomes of call id, whose request was sent, or was not for err.
+func (s *Session) answered(ctx context.Context, id uint64, ch chan result, err error) (*Response, uint64, error) {
 	if err != nil {
 		s.calls.abandon(id)
 		return nil, id, err
@@ -108,6 +122,28 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 		return res.response, id, res.err
 	case <-ctx.Done():
 		return nil, id, s.giveUp(ctx, id)
+	}
+}
+
+// callLater is the rest of a call for whose request there is no room yet: it waits
+// no longer than the call may take.
+func (s *Session) callLater(ctx context.Context, keys *seal.Keys, id uint64, ch chan result, plain []byte) (*Response, uint64, error) {
+	s.calls.hold(id, true)
+	for {
+		select {
+		case <-s.link.vacancy():
+		case res := <-ch:
+			pool.Put(plain)
+			s.calls.reuse(ch)
+			return nil, id, res.err
+		case <-ctx.Done():
+			pool.Put(plain)
+			return nil, id, s.giveUp(ctx, id)
+		}
+		if err := s.put(keys, seal.Request, plain); err != errFull {
+			s.calls.hold(id, false)
+			return s.answered(ctx, id, ch, err)
+		}
 	}
 }
 
@@ -124,15 +160,15 @@ func remaining(ctx context.Context, other time.Time) uint32 {
 	return uint32(min(max(time.Until(d).Milliseconds(), 1), 1<<31))
 }
 
-// giveUp abandons call id and tells the other side to stop.
+// giveUp abandons call id and tells the other side to stop, if it has the request.
 func (s *Session) giveUp(ctx context.Context, id uint64) error {
-	s.calls.abandon(id)
+	sent := s.calls.abandon(id)
 	code := wire.Cancelled
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		code = wire.DeadlineExceeded
 	}
-	if err := s.message(s.link.opener(), seal.Error, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}); err != nil {
-		s.log("cancel not sent", zap.Error(err))
+	if sent {
+		s.cancel(id, code)
 	}
 	if code == wire.DeadlineExceeded {
 		return s.late()
@@ -151,10 +187,18 @@ func (s *Session) late() error {
 // expire ends what is past its deadline, both ways.
 func (s *Session) expire(now time.Time) {
 	s.inbox.expire(now)
-	for _, id := range s.calls.overdue(now) {
+	for id, sent := range s.calls.overdue(now) {
 		s.calls.finish(id, result{err: s.late()})
-		s.offer(s.link.opener(), seal.Error, &sessionpb.Error{Id: id, Code: uint32(wire.DeadlineExceeded), Cancel: true}, false)
+		if sent {
+			s.cancel(id, wire.DeadlineExceeded)
+		}
 	}
+}
+
+// cancel tells the other side to stop work on request id. It takes room beyond what
+// there is, but no more than the requests that were sent.
+func (s *Session) cancel(id uint64, code wire.Code) {
+	s.offer(s.link.opener(), seal.Error, &sessionpb.Error{Id: id, Code: uint32(code), Cancel: true}, false)
 }
 
 // deadlined is a context whose deadline the sweep enforces: a timer for each
