@@ -221,9 +221,6 @@ func (s *Session) sweepDelivery(now time.Time) {
 	if s.offered.Load() {
 		s.postInvitation(now)
 	}
-	if s.link.current.Load() == nil && (s.outstanding() || s.offered.Load() || s.owes()) {
-		s.wake()
-	}
 }
 
 // endDelivery tells all who wait what became of their messages: nothing, if the

@@ -288,13 +288,17 @@ func (e *Endpoint) TakeLetter(ctx context.Context, from *identity.Certificate, p
 	s.readLetter(m, time.Now(), done)
 }
 
-// addressee finds the session that a letter is of; an invitation may begin it.
+// addressee finds the session that a letter is of; an invitation may begin it. Once
+// the session has a later key of its peer's, a letter under a former one is of no use:
+// that may have been stolen, and an honest sender still has what it said.
 func (e *Endpoint) addressee(ctx context.Context, from *identity.Certificate, m *sessionpb.Letter) (*Session, error) {
 	id := signal.ID(m.Session)
 	s := e.session(id)
 	switch {
 	case s != nil && (s.Peer().Agent != from.Agent || !s.persistent()):
 		return nil, wire.Errorf(wire.NotFound, "session %s with %s", id, from.Agent)
+	case s != nil && from.Version < s.Peer().Version:
+		return nil, wire.Errorf(wire.KeySuperseded, "a letter under key version %d of %s, which has version %d", from.Version, from.Agent, s.Peer().Version)
 	case s != nil:
 		return s, nil
 	case m.Invitation == nil || e.cfg.Store == nil || e.hadEnded(id):

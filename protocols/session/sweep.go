@@ -52,6 +52,7 @@ func (s *Session) sweep(now time.Time) {
 			s.sweepChannel(ch, now)
 		}
 		s.sweepDelivery(now)
+		s.wakeForWork()
 		s.acknowledge()
 		s.repair(now)
 		s.renewKeys(now)
@@ -65,6 +66,15 @@ func (s *Session) unusedLimit() time.Duration {
 		return s.owner.cfg.Retention
 	}
 	return s.owner.cfg.IdleTimeout
+}
+
+// wakeForWork has a session without a channel look for one if there is something
+// for it to do: that may have come at the moment when the channel was given up, or
+// when nobody needed one any more.
+func (s *Session) wakeForWork() {
+	if s.link.current.Load() == nil && (!s.resting() || s.offered.Load() || s.owes()) {
+		s.wake()
+	}
 }
 
 // stallLimit is how long one write may take before the channel counts as dead.
