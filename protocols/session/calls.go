@@ -34,6 +34,13 @@ type calls struct {
 	count   atomic.Int32
 }
 
+// bound limits the calls under way.
+func (c *calls) bound(limit int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit = limit
+}
+
 // begin registers a new call and returns its id and where its result comes.
 func (c *calls) begin(deadline time.Time) (uint64, chan result, error) {
 	c.mu.Lock()
@@ -181,6 +188,13 @@ type arrivals struct {
 	limit   int
 	ended   bool // no more requests are taken
 	count   atomic.Int32
+}
+
+// bound limits the requests being worked on.
+func (b *arrivals) bound(limit int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit = limit
 }
 
 // add registers request id, or says with which code it is refused.

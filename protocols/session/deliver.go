@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -28,7 +29,7 @@ type mail struct {
 func deliveryTerms(c signal.Contract) delivery.Terms {
 	return delivery.Terms{
 		QoS: delivery.QoS(c.QoS), Ordered: c.Ordered, TTL: c.TTL, AckTimeout: c.AckTimeout, MaxPending: c.MaxPending,
-		Retry: delivery.Retry(c.Retry),
+		Retry: delivery.Retry(c.Retry), MaxBody: uint32(min(c.MaxMessageBytes, math.MaxUint32)),
 	}
 }
 

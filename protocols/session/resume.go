@@ -421,7 +421,7 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 	}
 	s.move(Migrating, 0)
 	if s.offered.Load() {
-		s.agree(est.Contract)
+		s.tighten(est.Contract)
 		s.move(Establishing, 0)
 	}
 	s.turnFromMail()

@@ -198,6 +198,17 @@ func (s *Session) agree(c signal.Contract) {
 	s.terms.Store(&c)
 }
 
+// tighten makes c, to which the peer has agreed, the contract of a session that goes
+// on.
+func (s *Session) tighten(c signal.Contract) {
+	s.agree(c)
+	s.calls.bound(c.MaxPending)
+	s.inbox.bound(c.MaxPending)
+	terms := deliveryTerms(c)
+	s.mail.out.Agree(terms)
+	s.mail.in.Agree(terms)
+}
+
 // Contract returns the terms that both sides agreed to.
 func (s *Session) Contract() signal.Contract { return *s.terms.Load() }
 

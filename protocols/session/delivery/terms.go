@@ -19,6 +19,7 @@ const (
 type Terms struct {
 	QoS        QoS
 	Ordered    bool          // a handler gets a message once all before it are settled
+	MaxBody    uint32        // bytes of a message's body; 0: any
 	TTL        time.Duration // how long a message may wait for its outcome
 	AckTimeout time.Duration // how long a transmission may go unanswered
 	Retry      Retry
@@ -59,6 +60,14 @@ func (t Terms) WithDefaults() Terms {
 		t.MaxBacklogBytes = 256 << 20
 	}
 	return t
+}
+
+// Tighten takes all terms but the promise itself from other, to which the two sides
+// have agreed later.
+func (t *Terms) Tighten(other Terms) {
+	other = other.WithDefaults()
+	t.TTL, t.AckTimeout, t.Retry, t.MaxBody = other.TTL, other.AckTimeout, other.Retry, other.MaxBody
+	t.MaxPending, t.MaxBacklog, t.MaxBacklogBytes = other.MaxPending, other.MaxBacklog, other.MaxBacklogBytes
 }
 
 // Durable reports whether messages outlive the process.

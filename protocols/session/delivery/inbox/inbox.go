@@ -66,6 +66,13 @@ func New(cfg Config) *Inbox {
 	return &Inbox{cfg: cfg, floor: 1, former: 1}
 }
 
+// Agree has the inbox keep to other terms from now on; the promise is as it was.
+func (b *Inbox) Agree(t delivery.Terms) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cfg.Terms.Tighten(t)
+}
+
 // stage is how far a message has come.
 type stage uint8
 

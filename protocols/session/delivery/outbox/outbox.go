@@ -77,6 +77,15 @@ func New(cfg Config) *Outbox {
 	return &Outbox{cfg: cfg}
 }
 
+// Agree has the outbox keep to other terms from now on; the promise is as it was. A
+// message that was accepted and is too large for them fails with wire.TooLarge when
+// its turn comes.
+func (o *Outbox) Agree(t delivery.Terms) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cfg.Terms.Tighten(t)
+}
+
 // Send accepts m, which is the outbox's from then on, and returns its sequence.
 // When it returns without error the promise holds: but for at most once, m is on
 // disk. Send sets m.Sequence and m.Accepted, m.Key if it has none, and m.Expires

@@ -134,6 +134,32 @@ func TestStories(t *testing.T) {
 		qos  delivery.QoS
 		tell func(*sending)
 	}{
+		"agreed to be smaller": {durable, func(s *sending) {
+			s.away = true
+			s.send("a", "much larger", "b")
+			s.memory.Hold()
+			smaller := s.terms
+			smaller.MaxBody = 5
+			s.Agree(smaller)
+			s.away = false
+			s.Resume(s.now)
+			s.wants("1.1 3.1>1")
+			s.ack(1, 1)
+			s.became(2, delivery.Pending, 0)
+			s.memory.Flush(-1)
+			s.became(2, delivery.Failed, wire.TooLarge)
+			s.later(time.Second)
+			s.wants("0.0>3")
+		}},
+		"agreed to be smaller, before a restart": {durable, func(s *sending) {
+			s.away = true
+			s.send("a", "much larger", "b")
+			s.terms.MaxBody, s.away = 5, false
+			s.restart(s.memory.Crash())
+			s.Due(s.now)
+			s.became(2, delivery.Failed, wire.TooLarge)
+			s.wants("1.1r 3.1r>1")
+		}},
 		"delivered": {durable, func(s *sending) {
 			s.send("a", "b")
 			s.wants("1.1 2.1>1")

@@ -54,7 +54,11 @@ func (o *Outbox) launch(p *pending, now time.Time) {
 	w, before := o.work, p.state
 	p.state = flying
 	if !now.Before(p.message.Expires) {
-		o.expire(p, now)
+		o.withhold(p, delivery.Outcome{Status: delivery.Expired}, now)
+		return
+	}
+	if most := o.cfg.Terms.MaxBody; most > 0 && p.size > int(most) {
+		o.withhold(p, delivery.Outcome{Status: delivery.Failed, Code: wire.TooLarge}, now)
 		return
 	}
 	p.attempt++
@@ -94,10 +98,10 @@ func (o *Outbox) launch(p *pending, now time.Time) {
 	w.freshBytes += p.size
 }
 
-// expire settles p, whose time ran out before its turn came.
-func (o *Outbox) expire(p *pending, now time.Time) {
+// withhold settles p, which is not to be transmitted though its turn has come.
+func (o *Outbox) withhold(p *pending, out delivery.Outcome, now time.Time) {
 	var fx effects
-	o.settle(p, delivery.Outcome{Status: delivery.Expired}, now, &fx)
+	o.settle(p, out, now, &fx)
 	o.mu.Unlock()
 	fx.run(&o.cfg)
 	o.mu.Lock()
