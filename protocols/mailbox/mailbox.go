@@ -22,7 +22,7 @@
 // A relay that refuses resets the stream with a wire.Code:
 //
 //	not_found            nobody has registered here for the recipient
-//	resource_exhausted   the mailbox, the depositor's quarter of it, or the relay is full, or deposits come too fast
+//	resource_exhausted   the mailbox, the depositor's share of it, or the relay is full, or deposits come too fast
 //	too_large            the body is over MaxBody
 //	invalid_argument     expires is more than [MaxTTL] away
 //	replayed             the letter has expired
@@ -107,11 +107,19 @@ type Entry struct {
 	Until     time.Time // when it is dropped, whole seconds; at most Letter.Expires
 }
 
-// Quota bounds what is held for one recipient, and how much of that one
-// depositor may take.
+// Quota bounds what is held for one recipient, and how much of that one depositor may
+// take: of letters and of bytes each a part of what is left free for others.
+//
+//	letters of the depositor before      × Share  <  Letters - letters held before
+//	bytes of the depositor with this one × Share  ≤  Bytes   - bytes held with this one
+//
+// So the more there is, the less anybody may add, and who comes with little finds room
+// (dynamic thresholds; Choudhury and Hahne, IEEE/ACM ToN 1998). Of bytes, an empty
+// mailbox takes any letter that it can hold.
 type Quota struct {
-	Letters, DepositorLetters int
-	Bytes, DepositorBytes     int64 // of bodies
+	Letters int
+	Bytes   int64 // of bodies
+	Share   int   // 0: one depositor may take all
 }
 
 // Box is a recipient's registration and what is held for it.

@@ -139,7 +139,7 @@ func TestManyCollect(t *testing.T) {
 			t.Helper()
 			l := r.letter(alice, o.Identity, string(make([]byte, payload)))
 			e := mailbox.Entry{Letter: *l, Depositor: "alice", Until: l.Expires}
-			r.ok(r.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, DepositorLetters: 100, Bytes: 1 << 30, DepositorBytes: 1 << 30}, time.Now()))
+			r.ok(r.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, Bytes: 1 << 30}, time.Now()))
 		}
 		var owners []*owner
 		for range count {

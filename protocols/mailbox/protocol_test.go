@@ -299,6 +299,36 @@ func TestMailboxOfAnother(t *testing.T) {
 	})
 }
 
+// Somebody with as many peer ids as fill a mailbox by quarters, and with many more,
+// does not keep others from leaving their letters, large or small.
+func TestThrowawayDepositors(t *testing.T) {
+	overlaytest.Run(t, func(t *testing.T) {
+		r := newRelay(t, func(c *mailbox.ServerConfig) { c.Limits = mailbox.Limits{Letters: 100, Bytes: 1 << 20, PerPeer: 1000} })
+		alice, ha := r.agent()
+		bob, hb := r.agent()
+		_, err := mailbox.Register(t.Context(), hb, r.info, bob.Cert, time.Hour)
+		r.ok(err)
+		for ids, want := range map[int]int{4: 7, 8: 2} { // letters that others find room for
+			for _, size := range []int{100, 20_000} {
+				for range ids {
+					mallory, hm := r.agent()
+					for r.deposit(hm, r.letter(mallory, bob, string(make([]byte, size)))) == nil {
+					}
+					hm.Close()
+				}
+				for n := range want {
+					if err := r.deposit(ha, r.letter(alice, bob, fmt.Sprint(n))); err != nil {
+						t.Errorf("%d depositors have left all they could, of %d bytes each; letter %d of another: %v", ids, size, n, err)
+					}
+				}
+				r.ok(r.store.Forget(t.Context(), bob.Agent))
+				_, err := mailbox.Register(t.Context(), hb, r.info, bob.Cert, time.Hour)
+				r.ok(err)
+			}
+		}
+	})
+}
+
 // A recipient that does not acknowledge gets 64 letters and no more; what it
 // puts back makes room.
 func TestWindow(t *testing.T) {
@@ -310,7 +340,7 @@ func TestWindow(t *testing.T) {
 		for n := range 70 {
 			e := mailboxtest.Letter(bob.Agent, n, 100, fmt.Sprint(n))
 			e.Until, e.Expires = time.Now().Add(time.Hour), time.Now().Add(time.Hour)
-			r.ok(r.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, DepositorLetters: 100, Bytes: 1 << 20, DepositorBytes: 1 << 20}, time.Now()))
+			r.ok(r.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, Bytes: 1 << 20}, time.Now()))
 		}
 		c, err := mailbox.Collect(t.Context(), hb, r.info, bob.Cert, 0)
 		r.ok(err)

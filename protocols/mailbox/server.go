@@ -54,12 +54,13 @@ func orDefault[T int | int64 | time.Duration](n, def T) T {
 	return n
 }
 
-// quota is what one recipient gets. A depositor may take a quarter of it, but
-// the largest letter if the whole would hold that.
-func (l Limits) quota() Quota {
-	return Quota{Letters: l.Letters, Bytes: l.Bytes,
-		DepositorLetters: max(l.Letters/4, 1), DepositorBytes: max(l.Bytes/4, min(l.Bytes, MaxBody))}
-}
+// share has one depositor alone get a quarter of a mailbox. Anyone can make peer ids:
+// of those who come one after the other and take all they can, each gets a quarter of
+// what is free then.
+const share = 3
+
+// quota is what one recipient gets.
+func (l Limits) quota() Quota { return Quota{Letters: l.Letters, Bytes: l.Bytes, Share: share} }
 
 // Event is something that happened at a relay, for its metrics.
 type Event struct {

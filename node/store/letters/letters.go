@@ -155,11 +155,13 @@ const (
 	forgetLetters = `DELETE FROM letters WHERE recipient = $1`
 	forget        = `DELETE FROM mailboxes WHERE recipient = $1`
 
+	// The conditions are those of mailbox.Quota.
 	deposit = `INSERT INTO letters (recipient, cursor, digest, id, depositor, expires, until, size, body)
 		SELECT m.recipient, m.last + 1, $2, $3, $4, $5, $6, $7, $8 FROM mailboxes m
 		WHERE m.recipient = $1 AND m.expires > $9 AND m.letters < $10 AND m.bytes + $7 <= $11
-		AND (SELECT count(*) FROM letters l WHERE l.recipient = $1 AND l.depositor = $4) < $12
-		AND (SELECT coalesce(sum(l.size), 0) FROM letters l WHERE l.recipient = $1 AND l.depositor = $4) + $7 <= $13
+		AND (SELECT count(*) FROM letters l WHERE l.recipient = $1 AND l.depositor = $4) * $12 < $10 - m.letters
+		AND (m.letters = 0 OR
+			((SELECT coalesce(sum(l.size), 0) FROM letters l WHERE l.recipient = $1 AND l.depositor = $4) + $7) * $12 <= $11 - m.bytes - $7)
 		ON CONFLICT DO NOTHING`
 	// One that was there has a cursor that was given before.
 	countDeposit = `UPDATE mailboxes SET last = last + 1, letters = letters + 1, bytes = bytes + $3
@@ -206,7 +208,7 @@ func (s *Store) Deposit(ctx context.Context, e mailbox.Entry, q mailbox.Quota, n
 	}
 	c := &change{recipient: e.Recipient, size: size}
 	c.add(deposit, string(e.Recipient), digest[:], e.ID[:], []byte(e.Depositor), e.Expires.Unix(), e.Until.Unix(), int64(size), body,
-		now.Unix(), q.Letters, q.Bytes, q.DepositorLetters, q.DepositorBytes)
+		now.Unix(), q.Letters, q.Bytes, q.Share)
 	c.add(countDeposit, string(e.Recipient), digest[:], int64(size))
 	affected, err := s.commit(ctx, c)
 	if err != nil || affected[0] > 0 {

@@ -41,7 +41,7 @@ func TestReopen(t *testing.T) {
 	c := store.Config{Path: filepath.Join(t.TempDir(), "openmesh.db"), Owner: "relay"}
 	a := mailboxtest.Agent("a")
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	q := mailbox.Quota{Letters: 10, DepositorLetters: 10, Bytes: 1000, DepositorBytes: 1000}
+	q := mailbox.Quota{Letters: 10, Bytes: 1000}
 	last := uint64(0)
 	for n := range 3 {
 		db := open(t, c)
@@ -79,7 +79,7 @@ func BenchmarkDeposit(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			plenty := mailbox.Quota{Letters: 1 << 30, DepositorLetters: 1 << 30, Bytes: 1 << 50, DepositorBytes: 1 << 50}
+			plenty := mailbox.Quota{Letters: 1 << 30, Bytes: 1 << 50}
 			var next atomic.Int64
 			var all sync.WaitGroup
 			b.ResetTimer()

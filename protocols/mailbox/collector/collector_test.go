@@ -340,7 +340,7 @@ func TestLyingRelay(t *testing.T) {
 		m.ok(liar.store.Register(t.Context(), m.bob.Agent, 1, time.Now().Add(time.Hour), 10))
 		for i, l := range []mailbox.Letter{altered.Letter, {Recipient: m.bob.Agent, ID: good[1].ID, Expires: good[1].Expires, Body: []byte("made up")}, *forMallory, *theirs, good[2].Letter, wrapped.Letter, good[1].Letter} {
 			e := mailbox.Entry{Letter: l, Depositor: peer.ID(fmt.Sprint(i)), Until: l.Expires}
-			m.ok(liar.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, DepositorLetters: 10, Bytes: 1 << 30, DepositorBytes: 1 << 30}, time.Now()))
+			m.ok(liar.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, Bytes: 1 << 30}, time.Now()))
 		}
 		stop := m.collect(func(c *collector.Config) { c.Memory = m })
 		m.held(0, 0)
@@ -350,7 +350,7 @@ func TestLyingRelay(t *testing.T) {
 		// Replayed later, and after a restart of bob.
 		for range 2 {
 			for _, e := range good {
-				m.ok(liar.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, DepositorLetters: 10, Bytes: 1 << 30, DepositorBytes: 1 << 30}, time.Now()))
+				m.ok(liar.store.Deposit(t.Context(), e, mailbox.Quota{Letters: 100, Bytes: 1 << 30}, time.Now()))
 			}
 			stop()
 			stop = m.collect(func(c *collector.Config) { c.Memory = m })

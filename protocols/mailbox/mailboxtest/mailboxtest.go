@@ -55,7 +55,7 @@ func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 // plenty is a quota that is never reached.
 func plenty() mailbox.Quota {
-	return mailbox.Quota{Letters: 1 << 20, DepositorLetters: 1 << 20, Bytes: 1 << 40, DepositorBytes: 1 << 40}
+	return mailbox.Quota{Letters: 1 << 20, Bytes: 1 << 40}
 }
 
 type bench struct {
@@ -201,16 +201,16 @@ func testSame(t *testing.T, b *bench) {
 }
 
 func testQuota(t *testing.T, b *bench) {
-	q := mailbox.Quota{Letters: 4, DepositorLetters: 2, Bytes: 100, DepositorBytes: 60}
+	q := mailbox.Quota{Letters: 4, Bytes: 100, Share: 1}
 	for name, test := range map[string][]struct {
 		size      int
 		depositor string
 		full      bool
 	}{
-		"letters":           {{1, "a", false}, {1, "a", false}, {1, "b", false}, {1, "b", false}, {1, "c", true}},
-		"bytes":             {{50, "a", false}, {51, "b", true}, {50, "b", false}, {1, "c", true}, {0, "c", false}},
-		"depositor letters": {{1, "a", false}, {1, "a", false}, {1, "a", true}, {1, "b", false}},
-		"depositor bytes":   {{61, "a", true}, {60, "a", false}, {1, "a", true}, {40, "b", false}},
+		"letters":         {{1, "a", false}, {1, "a", false}, {1, "a", true}, {1, "b", false}, {1, "b", true}, {1, "c", false}, {1, "d", true}},
+		"bytes":           {{50, "a", false}, {1, "a", true}, {51, "b", true}, {26, "b", true}, {25, "b", false}, {13, "c", true}, {12, "c", false}, {0, "d", false}},
+		"an empty one":    {{101, "a", true}, {100, "a", false}, {1, "b", true}},
+		"bytes in pieces": {{40, "a", false}, {11, "a", true}, {10, "a", false}, {31, "b", true}, {20, "b", false}},
 	} {
 		a := b.agent(name)
 		var held []int
@@ -228,7 +228,7 @@ func testQuota(t *testing.T, b *bench) {
 }
 
 func testFreed(t *testing.T, b *bench) {
-	a, q := b.agent(""), mailbox.Quota{Letters: 2, DepositorLetters: 2, Bytes: 100, DepositorBytes: 100}
+	a, q := b.agent(""), mailbox.Quota{Letters: 2, Bytes: 100}
 	for n := 0; n < 10; n++ {
 		b.ok(b.Deposit(t.Context(), Letter(a, n, 50, "d"), q, start()))
 		if n == 0 {

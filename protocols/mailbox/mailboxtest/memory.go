@@ -81,7 +81,8 @@ func (m *Memory) Deposit(_ context.Context, e mailbox.Entry, q mailbox.Quota, no
 			theirs, theirBytes = theirs+1, theirBytes+int64(len(other.Body))
 		}
 	}
-	if b.Letters >= q.Letters || b.Bytes+size > q.Bytes || theirs >= q.DepositorLetters || theirBytes+size > q.DepositorBytes {
+	free, freeBytes := q.Letters-b.Letters, q.Bytes-b.Bytes-size
+	if free <= 0 || freeBytes < 0 || theirs*q.Share >= free || b.Letters > 0 && (theirBytes+size)*int64(q.Share) > freeBytes {
 		return wire.ResourceExhausted
 	}
 	b.last++
