@@ -51,7 +51,7 @@ func newBoxed(t *testing.T) *boxed {
 // start begins a life of the node, which knows no relays.
 func (b *boxed) start(n *Node) {
 	n.relays, n.renew = newRelays(), make(chan struct{}, 1)
-	b.post = &post{n: n, boxes: newBoxes()}
+	b.post = newPost(n)
 	if err := b.boxes.load(b.t.Context(), n.database); err != nil {
 		b.t.Fatal(err)
 	}

@@ -164,7 +164,7 @@ func New(cfg Config) (*Node, error) {
 	if err := n.translations.Add(document.Translation(), "of this program"); err != nil && wire.CodeOf(err) != wire.AlreadyExists {
 		return nil, err
 	}
-	n.post = &post{n: n, boxes: newBoxes()}
+	n.post = newPost(n)
 	n.registry = handlers.New(handlers.Config{
 		Lenient:           cfg.Config.Capabilities.Validation == "lenient",
 		CorrelationHeader: cfg.Config.Observability.CorrelationHeader,
@@ -268,6 +268,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	hostDone := make(chan error, 1)
 	go func() { hostDone <- n.host.Run(hostCtx) }()
 	err = n.runServices(ctx)
+	n.post.depositor.Close()
 	stopHost()
 	err = errors.Join(err, <-hostDone)
 	n.registry.Close()

@@ -27,11 +27,18 @@ import (
 // post is this agent's mail: what it leaves for others who are away, and its own
 // mailboxes. Sessions say what the letters say.
 type post struct {
-	n     *Node
-	boxes *boxes
+	n         *Node
+	boxes     *boxes
+	depositor *mailbox.Depositor
 
 	mu   sync.Mutex
 	keys map[uint32]hpke.PrivateKey // by version of the key certificate
+}
+
+func newPost(n *Node) *post {
+	p := &post{n: n, boxes: newBoxes()}
+	p.depositor = mailbox.NewDepositor(p.deposited)
+	return p
 }
 
 // maxBoxAddrs bounds the addresses that the directory has of one mailbox.
@@ -53,18 +60,19 @@ func (p *post) Deposit(ctx context.Context, to *identity.Certificate, l *session
 	if err != nil {
 		return err
 	}
-	receipts, err := mailbox.DepositAll(ctx, p.n.host, boxesOf(a.Mailboxes), letter)
-	for _, r := range receipts {
-		p.n.metrics.Letter("deposited", r.Err)
-		if r.Err != nil {
-			p.n.log.Debug("letter not taken", zap.Stringer("relay", r.Relay), zap.String("for", string(to.Agent)), zap.Error(r.Err))
-		}
-	}
-	if err != nil {
+	if err := p.depositor.Deposit(ctx, p.n.host, boxesOf(a.Mailboxes), letter); err != nil {
 		return fmt.Errorf("leave a letter for %s: %w", to.Agent, err)
 	}
 	p.n.metrics.Bytes(observe.Out, observe.Mailbox, len(l.Payload))
 	return nil
+}
+
+// deposited hears what became of a letter at one relay.
+func (p *post) deposited(r mailbox.Receipt) {
+	p.n.metrics.Letter("deposited", r.Err)
+	if r.Err != nil {
+		p.n.log.Debug("letter not taken", zap.Stringer("relay", r.Relay), zap.Error(r.Err))
+	}
 }
 
 // recipient finds the present certificate and the mailboxes of an agent. What is

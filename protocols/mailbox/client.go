@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -68,38 +67,6 @@ func Deposit(ctx context.Context, d Dialer, relay peer.AddrInfo, l *Letter) (unt
 		return time.Time{}, fmt.Errorf("leave letter %s with %s: %w", l.ID, relay.ID, err)
 	}
 	return time.Unix(resp.Until, 0), nil
-}
-
-// Receipt tells what became of a letter at one relay.
-type Receipt struct {
-	Relay peer.ID
-	Until time.Time // when the relay drops the letter, if Err is nil
-	Err   error     // that of [Deposit]
-}
-
-// DepositAll leaves a letter with all relays at once, and returns what became of
-// it at each, in their order. The error is nil if at least one has it; else it
-// joins theirs, and is wire.Unreachable if there are none.
-func DepositAll(ctx context.Context, d Dialer, relays []peer.AddrInfo, l *Letter) ([]Receipt, error) {
-	receipts := make([]Receipt, len(relays))
-	var all sync.WaitGroup
-	for i, relay := range relays {
-		all.Go(func() {
-			until, err := Deposit(ctx, d, relay, l)
-			receipts[i] = Receipt{relay.ID, until, err}
-		})
-	}
-	all.Wait()
-	errs := make([]error, len(receipts))
-	for i, r := range receipts {
-		if errs[i] = r.Err; r.Err == nil {
-			return receipts, nil
-		}
-	}
-	if len(relays) == 0 {
-		return nil, wire.Errorf(wire.Unreachable, "leave letter %s: the recipient has no mailbox", l.ID)
-	}
-	return receipts, errors.Join(errs...)
 }
 
 // open opens a stream to relay.

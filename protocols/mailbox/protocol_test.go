@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"sync"
 	"testing"
@@ -171,8 +172,6 @@ func TestProtocol(t *testing.T) {
 		r.code("the collector before", err, wire.AlreadyExists)
 		r.ok(mailbox.Forget(ctx, hb, r.info, bob.Cert))
 		r.code("forgotten", r.deposit(ha, one), wire.NotFound)
-		_, err = mailbox.DepositAll(ctx, ha, nil, one)
-		r.code("no relays", err, wire.Unreachable)
 		r.count(mailbox.Deposited, 4)
 		r.count(mailbox.Refused, 2)
 		r.count(mailbox.Delivered, 1)
@@ -551,22 +550,63 @@ func TestHostileRelay(t *testing.T) {
 	})
 }
 
-func TestDepositAll(t *testing.T) {
+// A letter is left with all relays, and who leaves it waits for one.
+func TestDepositor(t *testing.T) {
 	overlaytest.Run(t, func(t *testing.T) {
 		r := newRelay(t, nil)
 		alice, ha := r.agent()
 		bob, hb := r.agent()
 		_, err := mailbox.Register(t.Context(), hb, r.info, bob.Cert, time.Hour)
 		r.ok(err)
-		down := r.net.Host()
-		downInfo := overlaytest.Info(down)
-		down.Close()
-		l := r.letter(alice, bob, "hello")
-		receipts, err := mailbox.DepositAll(t.Context(), ha, []peer.AddrInfo{downInfo, r.info}, l)
-		if err != nil || len(receipts) != 2 || !errors.Is(receipts[0].Err, wire.Unreachable) || receipts[1].Err != nil || receipts[1].Relay != r.host.ID() {
-			t.Errorf("DepositAll() = %+v, %v", receipts, err)
+		gone, silent := r.net.Host(), r.net.Host()
+		goneInfo, silentInfo := overlaytest.Info(gone), overlaytest.Info(silent)
+		gone.Close()
+		over := make(chan struct{})
+		defer close(over)
+		silent.SetStreamHandler(mailbox.Protocol, func(network.Stream) { <-over })
+		receipts := make(chan mailbox.Receipt, 300)
+		d := mailbox.NewDepositor(func(r mailbox.Receipt) { receipts <- r })
+		leave := func(wait time.Duration, relays ...peer.AddrInfo) error {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			start := time.Now()
+			err := d.Deposit(ctx, ha, relays, r.letter(alice, bob, "hello"))
+			if took := time.Since(start); took > wait {
+				t.Errorf("it took %v, want at most %v", took, wait)
+			}
+			return err
 		}
-		_, err = mailbox.DepositAll(t.Context(), ha, []peer.AddrInfo{downInfo}, l)
-		r.code("no relay is up", err, wire.Unreachable)
+		r.ok(leave(time.Second, goneInfo, silentInfo, r.info))
+		time.Sleep(time.Minute)
+		came := map[peer.ID]wire.Code{}
+		for range 3 {
+			one := <-receipts
+			came[one.Relay] = wire.CodeOf(one.Err)
+		}
+		if want := map[peer.ID]wire.Code{goneInfo.ID: wire.Unreachable, silentInfo.ID: wire.Unreachable, r.info.ID: wire.CodeOf(nil)}; !maps.Equal(came, want) {
+			t.Errorf("receipts %v, want %v", came, want)
+		}
+		r.code("no relay takes it", leave(time.Minute, goneInfo, silentInfo), wire.Unreachable)
+		r.code("no relays", leave(0), wire.Unreachable)
+
+		// Only so many go on behind one's back.
+		for range 64 {
+			r.ok(leave(time.Second, silentInfo, r.info))
+		}
+		start := time.Now()
+		if r.ok(leave(time.Minute, silentInfo, r.info)); time.Since(start) < 10*time.Second {
+			t.Error("more letters go on than may")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := d.Deposit(ctx, ha, []peer.AddrInfo{silentInfo}, r.letter(alice, bob, "x")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("given up: %v", err)
+		}
+		r.ok(leave(time.Second, silentInfo, r.info))
+		start = time.Now()
+		if d.Close(); time.Since(start) > time.Second {
+			t.Errorf("it took %v to close", time.Since(start))
+		}
 	})
 }

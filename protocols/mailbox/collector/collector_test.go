@@ -116,15 +116,13 @@ func (m *mesh) send(from *mailboxtest.Identity, to []*relay, payloads ...string)
 	m.Helper()
 	h := m.net.Host(libp2p.Identity(from.Host))
 	defer h.Close()
-	var infos []peer.AddrInfo
-	for _, r := range to {
-		infos = append(infos, r.info)
-	}
 	for _, p := range payloads {
 		l, err := mailbox.Seal(from.Sender(), m.bob.Cert, []byte(p), time.Now(), time.Now().Add(12*time.Hour))
 		m.ok(err)
-		_, err = mailbox.DepositAll(m.Context(), h, infos, l)
-		m.ok(err)
+		for _, r := range to {
+			_, err = mailbox.Deposit(m.Context(), h, r.info, l)
+			m.ok(err)
+		}
 	}
 }
 
