@@ -100,9 +100,10 @@ func (w *work) tell() {
 // read returns what is between cursor and frontier.
 func (b *Inbox) read(ctx context.Context, cursor, frontier uint64, limit int) (Batch, error) {
 	batch := Batch{Cursor: frontier}
+	var consumed uint64
 	var err error
 	if b.cfg.Terms.Durable() {
-		batch.Messages, _, err = b.cfg.Store.Inbox(ctx, b.cfg.Session, cursor, limit)
+		batch.Messages, consumed, err = b.cfg.Store.Inbox(ctx, b.cfg.Session, cursor, limit)
 	} else {
 		batch.Messages = b.buffered(cursor, limit)
 	}
@@ -121,7 +122,7 @@ func (b *Inbox) read(ctx context.Context, cursor, frontier uint64, limit int) (B
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	batch.Gaps = b.missing(cursor, batch)
+	batch.Gaps = b.missing(max(cursor, consumed), batch) // what others have consumed meanwhile is not missing
 	return batch, nil
 }
 
@@ -137,7 +138,7 @@ func (b *Inbox) missing(cursor uint64, batch Batch) (gaps []delivery.Range) {
 	from, former := cursor+1, min(batch.Cursor, b.former-1)
 	for _, m := range batch.Messages {
 		add(from, min(m.Sequence-1, former))
-		from = m.Sequence + 1
+		from = max(from, m.Sequence+1)
 	}
 	add(from, former)
 	for _, g := range b.need().gaps {
@@ -197,7 +198,8 @@ func (b *Inbox) buffered(cursor uint64, limit int) []delivery.Message {
 }
 
 // Consume removes messages up to and including cursor, durably. A cursor that
-// Read did not give is wire.InvalidArgument.
+// Read did not give is wire.InvalidArgument. If ctx ends first, they may have been
+// removed.
 func (b *Inbox) Consume(ctx context.Context, cursor uint64) error {
 	b.mu.Lock()
 	frontier := b.frontier
@@ -208,7 +210,12 @@ func (b *Inbox) Consume(ctx context.Context, cursor uint64) error {
 	}
 	if b.cfg.Terms.Durable() {
 		done := make(chan error, 1)
-		b.cfg.Store.Commit(delivery.Consume{Session: b.cfg.Session, Cursor: cursor}, true, func(err error) { done <- err })
+		b.cfg.Store.Commit(delivery.Consume{Session: b.cfg.Session, Cursor: cursor}, true, func(err error) {
+			if err == nil {
+				b.consumed(cursor) // also if nobody waits any more
+			}
+			done <- err
+		})
 		select {
 		case err := <-done:
 			if err != nil {
@@ -217,6 +224,7 @@ func (b *Inbox) Consume(ctx context.Context, cursor uint64) error {
 		case <-ctx.Done():
 			return interrupted(ctx, fmt.Sprintf("consume up to message %d", cursor))
 		}
+		return nil
 	}
 	b.consumed(cursor)
 	return nil

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"openmesh/protocols/session/delivery"
+	"openmesh/protocols/session/delivery/deliverytest"
 	"openmesh/protocols/session/delivery/inbox"
 	"openmesh/protocols/wire"
 )
@@ -81,6 +82,58 @@ func (r *receiving) consume(cursor uint64) error {
 	synctest.Wait()
 	r.store.Flush(-1)
 	return <-result
+}
+
+// What was consumed is not told to be missing: not if who consumed it did not wait,
+// nor if another reader did so at the same moment. Of numbers from before a restart
+// only the store knows.
+func TestConsumedIsNoGap(t *testing.T) {
+	t.Parallel()
+	before := func(t *testing.T) *receiving {
+		r := newReceiving(t, terms(delivery.AtLeastOnce, false))
+		for n := range uint64(4) {
+			r.put(n+1, 1)
+		}
+		r.floor(5)
+		r.later(0)
+		r.restart(r.store.Crash())
+		return r
+	}
+	t.Run("nobody waits", func(t *testing.T) {
+		t.Parallel()
+		r := before(t)
+		r.store.Hold()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := r.Consume(ctx, 2); wire.CodeOf(err) != wire.Cancelled {
+			t.Errorf("%v, want cancelled", err)
+		}
+		r.store.Flush(-1)
+		r.reads(0, 9, "3 4 >4")
+	})
+	t.Run("another reader", func(t *testing.T) {
+		t.Parallel()
+		r := before(t)
+		r.Inbox = inbox.New(inbox.Config{Terms: r.terms, Store: rival{r.store}, SendAck: func(delivery.Ack) bool { return true }})
+		if err := r.Restore(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := r.Read(t.Context(), 0, 9, false)
+		if err != nil || len(b.Messages) != 2 || len(b.Gaps) > 0 || b.Cursor != 4 {
+			t.Errorf("%+v, %v; want two messages without a gap", b, err)
+		}
+	})
+}
+
+// rival is a store in which another reader has consumed two messages whenever it is
+// read from the beginning.
+type rival struct{ *deliverytest.Store }
+
+func (s rival) Inbox(ctx context.Context, id delivery.SessionID, after uint64, limit int) ([]delivery.Message, uint64, error) {
+	if after == 0 {
+		s.Commit(delivery.Consume{Session: id, Cursor: 2}, true, nil)
+	}
+	return s.Store.Inbox(ctx, id, after, limit)
 }
 
 // Of numbers from before a restart it is not known who had them.
