@@ -109,6 +109,7 @@ type Node struct {
 	audit     *audit.Log
 	catalog   *catalog.Catalog
 	market    *market.Engine
+	asking    asking // for schemas of details
 	gossip    *topic.Gossip
 	letters   *letters.Store // of mailboxes
 	directory *directory.Directory

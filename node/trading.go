@@ -274,29 +274,6 @@ func (n *Node) serveSchema(req *handlers.Request) (*handlers.Response, error) {
 	return &handlers.Response{Body: body, Encoding: schema.JSON}, err
 }
 
-// fetchSchema asks an agent for a schema.
-func (n *Node) fetchSchema(ctx context.Context, from identity.AgentID, cid string) ([]byte, error) {
-	r := &openmeshv1.CallRequest{
-		Target: string(from), Capability: catalog.Capability, Body: &openmeshv1.CallRequest_Json{Json: string(catalog.Question(cid))},
-	}
-	resp, err := n.callBy(ctx, r, "", time.Now().Add(schemaTime), n.collect)
-	if err != nil {
-		return nil, err
-	}
-	return catalog.ReadAnswer([]byte(resp.GetJson()))
-}
-
-const schemaTime = 20 * time.Second
-
-// checkDetails checks a document's details against the schema that it names, which its
-// author has.
-func (n *Node) checkDetails(ctx context.Context, from identity.AgentID, name, cid string, details []byte) error {
-	if _, err := n.catalog.Fetch(ctx, from, cid); err != nil {
-		return wire.Errorf(wire.NoCommonSchema, "schema %s (%s) of the details: %w", name, cid, err)
-	}
-	return n.catalog.Validate(ctx, cid, details)
-}
-
 // builtin are the schemas that every agent knows.
 func builtin() (all []catalog.Schema) {
 	for _, s := range document.Schemas() {

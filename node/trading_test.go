@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"testing"
 
@@ -26,5 +27,41 @@ func TestUndelivered(t *testing.T) {
 		if got := wire.CodeOf(undelivered(tc.err)); got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
 		}
+	}
+}
+
+// Details whose schema could not be had just then are not refused for good.
+func TestUnfetched(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]wire.Code{
+		wire.Errorf(wire.NotFound, "no schema"):         wire.NoCommonSchema,
+		wire.Errorf(wire.InvalidResponse, "not it"):     wire.NoCommonSchema,
+		wire.Errorf(wire.Unreachable, "away"):           wire.HandlerUnavailable,
+		wire.Errorf(wire.DeadlineExceeded, "no answer"): wire.HandlerUnavailable,
+		wire.Errorf(wire.SessionClosed, "cut"):          wire.HandlerUnavailable,
+		wire.Errorf(wire.ResourceExhausted, "busy"):     wire.HandlerUnavailable,
+		context.Canceled: wire.HandlerUnavailable,
+	} {
+		if got := unfetched(fmt.Errorf("fetch: %w", err)); got != want {
+			t.Errorf("%v: %s, want %s", err, got, want)
+		}
+	}
+}
+
+// An agent that does not answer is asked for a few schemas at once, and others all the same.
+func TestAskingIsBounded(t *testing.T) {
+	t.Parallel()
+	var a asking
+	for range maxAsked {
+		if !a.begin("slow") {
+			t.Fatal("refused too early")
+		}
+	}
+	if a.begin("slow") || !a.begin("other") {
+		t.Error("the slow one is asked again, or another one is not")
+	}
+	a.end("slow")
+	if !a.begin("slow") {
+		t.Error("refused though it has answered")
 	}
 }

@@ -1,6 +1,7 @@
 package market
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"time"
@@ -259,10 +260,24 @@ func (e *Engine) makeHeld(ctx context.Context, t *talk, m deal.Move) (*deal.Sign
 		return nil, err
 	}
 	next, _, err := n.Next(own, now)
+	if err == nil {
+		err = e.ownDetails(ctx, n, own)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return own, e.commit(ctx, t, next, "", &b, own)
+}
+
+// ownDetails checks details of an offer of this agent's, whose schema it has to have. Those
+// of the offer that it answers or replaces were checked when that was made.
+func (e *Engine) ownDetails(ctx context.Context, n deal.Negotiation, own *deal.Signed) error {
+	if last, o := n.Table(), own.Offer(); o != nil && o.DetailsSchema != nil && last != nil {
+		if was := last.Offer(); was.DetailsSchema != nil && *was.DetailsSchema == *o.DetailsSchema && bytes.Equal(was.Details, o.Details) {
+			return nil
+		}
+	}
+	return e.details(ctx, own)
 }
 
 // allowed refuses a move that the table does not have, before anything is signed.

@@ -52,6 +52,9 @@ const (
 	bare           // its receipt comes without the moves in it
 )
 
+// details checks the details of a document.
+type details = func(ctx context.Context, from identity.AgentID, name, cid string, details []byte) error
+
 // side is one agent.
 type side struct {
 	*protocoltest.Agent
@@ -59,6 +62,7 @@ type side struct {
 	name   string
 	file   string
 	decide Decider
+	detail details
 	rounds int           // that it considers; 0: the default
 	speaks string        // version of proposals; "": the newest
 	most   int           // requests of others that it keeps; 0: the default
@@ -115,7 +119,7 @@ func (s *side) start() {
 	}
 	e := New(Config{
 		Agent: s.Agent.Agent, Signer: signer, Verify: verifier.Verify, VerifyFrom: from, DB: db, Log: log, Peers: s,
-		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, MaxOpen: s.most, MaxRounds: s.rounds, Logger: zap.NewNop(),
+		Offers: func(identity.AgentID, string, string) bool { return true }, Decide: s.decide, Details: s.detail, MaxOpen: s.most, MaxRounds: s.rounds, Logger: zap.NewNop(),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -105,6 +105,7 @@ type Config struct {
 const (
 	workers  = 128              // that wait for answers
 	deciders = 32               // that wait for decisions
+	hearers  = 32               // that look at what was broadcast
 	patience = 15 * time.Second // for one answer, before others have their turn
 	tick     = time.Second
 
@@ -122,6 +123,7 @@ type Engine struct {
 	rows      *deals.Store
 	jobs      *queue
 	decisions *queue // to make: handlers may take their time, and what is sent does not wait for them
+	heard     *queue // requests that were broadcast
 	events    *events
 	loaded    chan struct{}
 
@@ -147,7 +149,7 @@ func New(cfg Config) *Engine {
 		cfg.Observe = func(string, deal.Kind, error) {}
 	}
 	return &Engine{
-		cfg: cfg, rows: deals.New(cfg.DB), jobs: newQueue(), decisions: newQueue(), events: newEvents(), loaded: make(chan struct{}),
+		cfg: cfg, rows: deals.New(cfg.DB), jobs: newQueue(), decisions: newQueue(), heard: newQueue(), events: newEvents(), loaded: make(chan struct{}),
 		requests: make(map[string]*request), known: make(map[string]weak.Pointer[request]), talks: make(map[string]*talk), open: make(map[string]int), taking: make(map[string]chan struct{}), buyers: make(map[identity.AgentID]int),
 		dirty: make(map[*talk]struct{}), uses: make(map[string]*use),
 	}
@@ -170,6 +172,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	for range deciders {
 		group.Go(func() { e.decisions.work(ctx) })
 	}
+	for range hearers {
+		group.Go(func() { e.heard.work(ctx) })
+	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	for {
@@ -179,6 +184,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			e.jobs.close()
 			e.decisions.close()
+			e.heard.close()
 			group.Wait()
 			return e.flush(context.WithoutCancel(ctx))
 		}

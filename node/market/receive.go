@@ -3,6 +3,7 @@ package market
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 
 	"go.uber.org/zap"
@@ -34,9 +35,10 @@ func (e *Engine) Receive(ctx context.Context, from identity.AgentID, session str
 // maxHeard bounds the broadcasts that wait to be looked at.
 const maxHeard = 4096
 
-// Hear takes a request that was broadcast. It does not block.
+// Hear takes a request that was broadcast. It does not block. Listeners of their own look
+// at it: they may have to wait for its author.
 func (e *Engine) Hear(raw []byte) {
-	e.jobs.addUpTo(maxHeard, func(ctx context.Context) {
+	e.heard.addUpTo(maxHeard, func(ctx context.Context) {
 		if err := e.hear(ctx, raw); err != nil {
 			e.cfg.Logger.Debug("broadcast request not taken", zap.Error(err))
 		}
@@ -51,10 +53,17 @@ func (e *Engine) hear(ctx context.Context, raw []byte) error {
 	if err == nil {
 		err = e.credible(m)
 	}
-	if err == nil {
+	if err == nil && !e.isTaken(m.Hash.ID()) {
 		_, err = e.take(ctx, "", m)
 	}
 	return err
+}
+
+// isTaken reports whether a request is just being taken: once is enough.
+func (e *Engine) isTaken(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.taking[id] != nil
 }
 
 // credible checks what a move that was parsed with this node's verifier does not say by
@@ -101,15 +110,33 @@ func (e *Engine) take(ctx context.Context, session string, m *deal.Signed) (rece
 	if r.move.Hash != m.RFP || !r.sent && m.Author != r.move.Author {
 		return nil, wire.Errorf(wire.NotFound, "there is no request %s of that agent", m.RFP.ID())
 	}
+	return e.takeMove(ctx, r, seller, session, m)
+}
+
+// errUnchecked is about a move that counts if the details of its document are right.
+var errUnchecked = errors.New("the details are to be checked")
+
+// takeMove works on a move of a negotiation. Its author may have to be asked for the schema
+// of its details: nobody waits for that but the move itself, and only one that would count
+// is worth it.
+func (e *Engine) takeMove(ctx context.Context, r *request, seller identity.AgentID, session string, m *deal.Signed) (*deal.Receipt, error) {
+	receipt, err := e.apply(ctx, r, seller, session, m, false)
+	if !errors.Is(err, errUnchecked) {
+		return receipt, err
+	}
+	if err := e.details(ctx, m); err != nil {
+		return nil, err
+	}
+	return e.apply(ctx, r, seller, session, m, true)
+}
+
+// apply adds a move to a negotiation as it stands. The error is errUnchecked if that would
+// do, but for details that were not checked.
+func (e *Engine) apply(ctx context.Context, r *request, seller identity.AgentID, session string, m *deal.Signed, checked bool) (*deal.Receipt, error) {
 	t, err := e.talk(ctx, r, seller)
 	if err != nil {
 		return nil, err
 	}
-	return e.takeMove(ctx, t, session, m)
-}
-
-// takeMove works on a move of a negotiation.
-func (e *Engine) takeMove(ctx context.Context, t *talk, session string, m *deal.Signed) (*deal.Receipt, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.usable(); err != nil {
@@ -128,7 +155,10 @@ func (e *Engine) takeMove(ctx context.Context, t *talk, session string, m *deal.
 	}
 	now := time.Now()
 	var b store.Batch
-	next, res, err := e.next(ctx, n, m, now)
+	next, res, err := e.next(n, m, now)
+	if err == nil && !checked && m.Offer() != nil && m.Offer().DetailsSchema != nil {
+		return nil, errUnchecked
+	}
 	if err != nil {
 		if code := wire.CodeOf(err); code != wire.IllegalTransition {
 			return nil, err
@@ -162,17 +192,14 @@ func (e *Engine) takeMove(ctx context.Context, t *talk, session string, m *deal.
 }
 
 // next is the negotiation after a move of the other side.
-func (e *Engine) next(ctx context.Context, n deal.Negotiation, m *deal.Signed, now time.Time) (next deal.Negotiation, res deal.Result, err error) {
+func (e *Engine) next(n deal.Negotiation, m *deal.Signed, now time.Time) (next deal.Negotiation, res deal.Result, err error) {
 	if n.Round() >= e.cfg.MaxRounds && m.Offer() != nil {
 		return n, res, wire.Errorf(wire.IllegalTransition, "%d offers were made, more than are considered here", n.Round())
 	}
 	if m.Offer() != nil && n.State(now.Add(-maxSkew)) == deal.Expired {
 		return n, res, wire.Errorf(wire.IllegalTransition, "%s came after the deadline, %s", m.Kind, n.Deadline().Format(time.RFC3339))
 	}
-	if next, res, err = n.Next(m, now); err != nil {
-		return next, res, err
-	}
-	return next, res, e.details(ctx, m)
+	return n.Next(m, now)
 }
 
 // answer is what the offeror says to an acceptance: it signs too, or says why not. Until
