@@ -79,7 +79,7 @@ func (e *Engine) askAgain(r *request) {
 
 func (e *Engine) sendTo(r *request, agents []identity.AgentID) {
 	for _, a := range agents {
-		e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, a, 0) })
+		e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, a, 0, 0) })
 	}
 }
 
@@ -95,11 +95,10 @@ func (e *Engine) storeAsked(ctx context.Context, r *request) {
 	}
 }
 
-// sendRequest sends a request to one provider until it has it, or the
-// request is over.
-func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentID, tries int) {
-	began := time.Now()
-	if !r.rfp.Deadline.After(began) || r.isCancelled() {
+// sendRequest sends a request to one provider until it has it, or the request is over. Fails
+// counts attempts, tries those whose message came to nothing.
+func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentID, tries, fails int) {
+	if !r.rfp.Deadline.After(time.Now()) || r.isCancelled() {
 		return
 	}
 	receipt, session, err := e.post(ctx, to, attempt(r.move.Hash, tries), r.move.Raw)
@@ -114,11 +113,11 @@ func (e *Engine) sendRequest(ctx context.Context, r *request, to identity.AgentI
 		r.mu.Unlock()
 		return
 	case err != nil:
-		if code != wire.DeadlineExceeded || time.Since(began) < patience { // else the message is still on its way
+		if fails++; code != wire.DeadlineExceeded { // else the message is still on its way
 			tries++
 		}
-		time.AfterFunc(retryAfter(tries), func() {
-			e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, to, tries) })
+		time.AfterFunc(retryAfter(fails, code), func() {
+			e.jobs.add(func(ctx context.Context) { e.sendRequest(ctx, r, to, tries, fails) })
 		})
 		return
 	}

@@ -103,3 +103,19 @@ func TestSilence(t *testing.T) {
 		}
 	})
 }
+
+// A provider that does not answer is not asked every second for as long as the request is
+// open.
+func TestSilentProvider(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, _ := w.agent("buyer"), w.agent("provider")
+		posts := 0
+		w.fails(func(identity.AgentID, identity.AgentID, int) fault { posts++; return silent })
+		buyer.post(1)
+		<-time.After(50 * time.Minute)
+		w.fails(nil)
+		if posts < 30 || posts > 50 {
+			t.Errorf("asked %d times", posts)
+		}
+	})
+}

@@ -66,13 +66,10 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 	case err != nil && ctx.Err() != nil:
 		return err
 	case err != nil && !permanent(code):
-		wait := retryAfter(int(t.fails.Add(1)))
-		if code == wire.DeadlineExceeded { // the message is still on its way
-			wait = min(wait, lastLook)
-		} else {
+		if code != wire.DeadlineExceeded { // else the message is still on its way
 			t.tries.Add(1)
 		}
-		t.retry.Store(time.Now().Add(wait).UnixNano())
+		t.retry.Store(time.Now().Add(retryAfter(int(t.fails.Add(1)), code)).UnixNano())
 		return err
 	case err != nil:
 		e.cfg.Logger.Warn("move refused", zap.String("negotiation", t.id), zap.Stringer("move", m.Kind), zap.String("code", code.String()))
@@ -156,8 +153,13 @@ func permanent(code wire.Code) bool {
 	return false
 }
 
-func retryAfter(tries int) time.Duration {
-	return min(firstRetry<<min(tries, 16), lastRetry)
+// retryAfter is how long to wait after attempts that failed, the last with a code.
+func retryAfter(fails int, code wire.Code) time.Duration {
+	longest := lastRetry
+	if code == wire.DeadlineExceeded {
+		longest = lastLook
+	}
+	return min(firstRetry<<min(fails, 16), longest)
 }
 
 // receiptEntry records how a move was answered.
