@@ -1,11 +1,13 @@
 package outbox_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"openmesh/protocols/session/delivery"
 )
@@ -41,6 +43,63 @@ func TestSameKeyWhileItSettles(t *testing.T) {
 			send()
 		}
 	}
+}
+
+// slow is a store that takes its time to tell that it does not know a key.
+type slow struct {
+	delivery.Store
+	gate chan struct{}
+}
+
+func (s slow) Outcome(ctx context.Context, id delivery.SessionID, key string) (uint64, delivery.Outcome, error) {
+	sequence, out, err := s.Store.Outcome(ctx, id, key)
+	if err != nil {
+		select {
+		case <-s.gate:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	return sequence, out, err
+}
+
+// Two send a message with one key at once, and one of them gets through to the end
+// before the other has its answer from the store: there is one number.
+func TestSameKeyWhileTheStoreIsAsked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSending(t, terms(delivery.AtLeastOnce))
+		store := slow{s.memory, make(chan struct{})}
+		s.store = store
+		s.open()
+		s.send("first")
+		numbers := make(chan uint64, 2)
+		for range 2 {
+			go func() {
+				n, err := s.Send(t.Context(), &delivery.Message{Key: "key"}, s.now)
+				if err != nil {
+					t.Error(err)
+				}
+				numbers <- n
+			}()
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.Send(ctx, &delivery.Message{Key: "key"}, s.now); err == nil {
+			t.Error("a message is accepted for nobody")
+		}
+		store.gate <- struct{}{}
+		synctest.Wait()
+		s.ack(2, 2)
+		close(store.gate)
+		if a, b := <-numbers, <-numbers; a != 2 || b != 2 {
+			t.Errorf("numbers %d and %d, want 2", a, b)
+		}
+		if n, err := s.Send(t.Context(), &delivery.Message{}, s.now); n != 3 || err != nil {
+			t.Errorf("the next message has number %d, %v; want 3", n, err)
+		}
+	})
 }
 
 // ordered notes in which order numbers come to the store.

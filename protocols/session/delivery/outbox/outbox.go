@@ -102,10 +102,10 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 	}
 	p, err := o.accept(m, now, false)
 	if p == nil && err == nil {
-		if sequence, err := o.former(ctx, m.Key); sequence != 0 || err != nil {
-			return sequence, err
+		var sequence uint64
+		if p, sequence, err = o.ask(ctx, m, now); sequence != 0 {
+			return sequence, nil
 		}
-		p, err = o.accept(m, now, true)
 	}
 	if err != nil {
 		return 0, err
@@ -126,14 +126,61 @@ func (o *Outbox) Send(ctx context.Context, m *delivery.Message, now time.Time) (
 	return p.sequence, nil
 }
 
-// former returns the sequence of the message with key that only the store knows,
-// or 0.
-func (o *Outbox) former(ctx context.Context, key string) (uint64, error) {
-	sequence, _, err := o.cfg.Store.Outcome(ctx, o.cfg.Session, key)
-	if wire.CodeOf(err) == wire.NotFound {
-		return 0, nil
+// ask accepts m unless the store knows a message with its key: then it returns the
+// sequence of that. Meanwhile nobody else may use the key: his message could be
+// accepted, and get its outcome, after the store has said that there is none.
+func (o *Outbox) ask(ctx context.Context, m *delivery.Message, now time.Time) (p *pending, former uint64, err error) {
+	if err := o.reserve(ctx, m.Key); err != nil {
+		return nil, 0, err
 	}
-	return sequence, err
+	defer o.release(m.Key)
+	if p, err = o.accept(m, now, false); p != nil || err != nil {
+		return p, 0, err // who had the key before has sent it
+	}
+	former, _, err = o.cfg.Store.Outcome(ctx, o.cfg.Session, m.Key)
+	if wire.CodeOf(err) == wire.NotFound {
+		p, err = o.accept(m, now, true)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return p, former, nil
+}
+
+// reserve waits until nobody else asks the store for key.
+func (o *Outbox) reserve(ctx context.Context, key string) error {
+	for {
+		o.mu.Lock()
+		w := o.need()
+		free, taken := w.asking[key]
+		switch {
+		case !taken:
+			if w.asking == nil {
+				w.asking = map[string]chan struct{}{}
+			}
+			w.asking[key] = nil
+		case free == nil:
+			free = make(chan struct{})
+			w.asking[key] = free
+		}
+		o.mu.Unlock()
+		if !taken {
+			return nil
+		}
+		if err := waitFor(ctx, free, "ask for the key of", 0); err != nil {
+			return err
+		}
+	}
+}
+
+// release ends that.
+func (o *Outbox) release(key string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if free := o.work.asking[key]; free != nil {
+		close(free)
+	}
+	delete(o.work.asking, key)
 }
 
 // waitFor waits until ch is closed or ctx ends.

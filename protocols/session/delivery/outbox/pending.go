@@ -68,6 +68,8 @@ type work struct {
 	byKey map[string]*pending
 	seed  maphash.Seed
 
+	asking map[string]chan struct{} // keys that the store is asked for; closed when it was, nil if nobody waits
+
 	high     uint64 // highest sequence accepted
 	floor    uint64 // highest one told to the peer
 	quit     uint64 // highest one that the peer should not wait for
@@ -301,7 +303,7 @@ func (w *work) waiter(sequence uint64) chan struct{} {
 // idle reports whether nothing is left to do or to remember.
 func (w *work) idle() bool {
 	return len(w.line) == 0 && !w.unseen && len(w.recentOrder) == 0 && len(w.waiters) == 0 &&
-		len(w.byKey) == 0 && len(w.unstored) == 0 && !w.pumping && w.floor == w.high+1
+		len(w.byKey) == 0 && len(w.asking) == 0 && len(w.unstored) == 0 && !w.pumping && w.floor == w.high+1
 }
 
 // fingerprint is what tells two messages with one key apart.
