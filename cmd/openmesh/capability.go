@@ -26,17 +26,6 @@ func newCapability(p *program) *cobra.Command {
 		newExample(p, "Print a capability file to start from", capability.Example))
 }
 
-// newExample makes the example command of a noun whose commands take files.
-func newExample(p *program, short string, example func() []byte) *cobra.Command {
-	return &cobra.Command{
-		Use: "example", Short: short, Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			_, err := p.out.Write(example())
-			return err
-		},
-	}
-}
-
 func newCapabilityAdd(p *program) *cobra.Command {
 	var req openmeshv1.AddCapabilityRequest
 	return &cobra.Command{

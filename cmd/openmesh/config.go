@@ -14,7 +14,18 @@ import (
 func newConfig(p *program) *cobra.Command {
 	return p.noun("config", "The configuration",
 		newConfigShow(p), newConfigCheck(p),
-		newExample(p, "Print a configuration file that explains every key", func() []byte { return config.Template(nil) }))
+		newExamples(p, "Print a configuration file that explains every key", func() []byte { return config.Template(nil) }, defaults))
+}
+
+// defaults is a configuration file that says what is so without it.
+func defaults() []byte {
+	said := make(map[string]string)
+	for _, k := range config.Keys() {
+		if k.Default != "" {
+			said[k.Name] = k.Default
+		}
+	}
+	return config.Template(said)
 }
 
 // loadConfig reads the configuration of the home, as the daemon would.
