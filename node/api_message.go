@@ -31,7 +31,8 @@ func (n sessionAPI) Open(ctx context.Context, r *openmeshv1.OpenSessionRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if r, err = n.citing(ctx, r, &want); err != nil {
+	r, deal, err := n.citing(ctx, r, &want)
+	if err != nil {
 		return nil, fmt.Errorf("open session: %w", err)
 	}
 	switch {
@@ -44,31 +45,31 @@ func (n sessionAPI) Open(ctx context.Context, r *openmeshv1.OpenSessionRequest) 
 	}
 	s, err := n.openTarget(ctx, r.Targets[0], r, want)
 	if err != nil {
-		return nil, err
+		return nil, deal.explain(err, time.Now())
 	}
 	return n.sessionDetail(s.Info()), nil
 }
 
 // citing puts the market contract of a request into the session that it asks for,
-// which is with the seller.
-func (n *Node) citing(ctx context.Context, r *openmeshv1.OpenSessionRequest, w *session.Want) (*openmeshv1.OpenSessionRequest, error) {
+// which is with the seller, and returns both.
+func (n *Node) citing(ctx context.Context, r *openmeshv1.OpenSessionRequest, w *session.Want) (*openmeshv1.OpenSessionRequest, Deal, error) {
 	if r.Contract == "" {
-		return r, nil
+		return r, Deal{}, nil
 	}
 	d, err := n.purchase(ctx, r.Contract)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, d, err
 	case len(r.Targets) > 1:
-		return nil, wire.Errorf(wire.InvalidArgument, "market contract %s has one seller, not %d", d.ID, len(r.Targets)).WithHint("leave the targets out")
+		return nil, d, wire.Errorf(wire.InvalidArgument, "market contract %s has one seller, not %d", d.ID, len(r.Targets)).WithHint("leave the targets out")
 	case len(r.Targets) == 1:
 		if _, _, err = n.ofSeller(ctx, d, r.Targets[0], ""); err != nil {
-			return nil, err
+			return nil, d, err
 		}
 	}
 	r = proto.CloneOf(r)
 	r.Targets, w.Contract.Market = []string{string(d.Seller)}, d.ID
-	return r, nil
+	return r, d, nil
 }
 
 // wantOf is the session that a request asks for.

@@ -16,6 +16,7 @@ import (
 	"openmesh/node/handlers/capability"
 	"openmesh/protocols/descriptor"
 	"openmesh/protocols/identity"
+	deal "openmesh/protocols/market"
 	"openmesh/protocols/session"
 	"openmesh/protocols/signal"
 	"openmesh/protocols/wire"
@@ -193,7 +194,7 @@ func (d Deal) otherThing(name string) error {
 		WithHint("leave the target out")
 }
 
-// explain adds to the error of a call under d what this side knows of the reason:
+// explain adds to the error of a call or session under d what this side knows of the reason:
 // only its code came.
 func (d Deal) explain(err error, now time.Time) error {
 	if d.ID == "" {
@@ -206,6 +207,8 @@ func (d Deal) explain(err error, now time.Time) error {
 	}
 	hint := fmt.Sprintf("see what it allows with: openmesh market contract show %s", d.ID)
 	switch {
+	case d.State != deal.Contracted.String() && d.State != deal.Settling.String():
+		hint = fmt.Sprintf("market contract %s is %s", d.ID, d.State)
 	case now.Before(d.ValidFrom):
 		hint = fmt.Sprintf("market contract %s begins at %s", d.ID, d.ValidFrom.UTC().Format(time.RFC3339))
 	case !now.Before(d.ValidUntil):

@@ -387,6 +387,21 @@ func TestOpenSessionUnderContract(t *testing.T) {
 		}
 	}
 	m.sold.settled(t, m.id, 3)
+	for _, tc := range []struct {
+		sold, bought func(*node.Deal)
+		hint         string
+	}{
+		{func(d *node.Deal) { d.State = "failed" }, nil, "market contract show " + m.id},
+		{nil, func(d *node.Deal) { d.State = "fulfilled" }, m.id + " is fulfilled"},
+	} {
+		for d, change := range map[*deals]func(*node.Deal){m.sold: tc.sold, m.bought: tc.bought} {
+			if change != nil {
+				d.change(m.id, change)
+			}
+		}
+		_, err := c.Open(t.Context(), &openmeshv1.OpenSessionRequest{Contract: m.id})
+		refusedWith(t, "settled", err, wire.Denied, tc.hint)
+	}
 }
 
 // A unit is used by work that was done or that the caller gave up, and given back
