@@ -17,11 +17,11 @@ func newProposals(p *program) *cobra.Command {
 	var req openmeshv1.ListProposalsRequest
 	cmd := &cobra.Command{
 		Use: "proposals [RFP]", Short: "List negotiations, oldest first", Args: cobra.MaximumNArgs(1),
-		Long: "List negotiations, oldest first: all, or those about one request. Each is between the buyer of a request and one\n" +
-			"seller. The price is that of the offer on the table, for one unit.",
+		Long: "List negotiations, oldest first: those that have not ended, or all about one request. Each is between the buyer\n" +
+			"of a request and one seller. The price is that of the offer on the table, for one unit.",
 		ValidArgsFunction: p.completeRFP,
 	}
-	cmd.Flags().BoolVar(&req.All, "all", false, "also those that have ended")
+	cmd.Flags().BoolVar(&req.All, "all", false, "also those that have ended; about one request they are listed in any case")
 	cmd.Flags().Uint32Var(&req.Limit, "limit", 100, "number of negotiations, at most 1000")
 	cmd.RunE = p.ask(timeToLook, aRequest().asking(func(ctx context.Context, d *api.Client, args []string) error {
 		if len(args) == 1 {

@@ -323,3 +323,28 @@ func TestRefused(t *testing.T) {
 		reach(t, id, "amended", buyer, seller)
 	})
 }
+
+// About one request all negotiations are listed, of all requests those that go on.
+func TestLists(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, a, b := w.agent("buyer"), w.agent("a"), w.agent("b")
+		rfp := buyer.post(1)
+		for _, s := range []*side{a, b} {
+			s.has(rfp)
+			id := s.proposes(rfp, "9")
+			reach(t, id, "proposed", buyer, s)
+			if s == a {
+				check(t, reject(buyer, id))
+			}
+		}
+		for _, tc := range []struct {
+			rfp  string
+			all  bool
+			want int
+		}{{"", false, 1}, {"", true, 2}, {rfp, false, 2}, {rfp, true, 2}} {
+			if list, err := buyer.engine.Negotiations(t.Context(), tc.rfp, tc.all, 10); err != nil || len(list) != tc.want {
+				t.Errorf("%+v: %d, %v", tc, len(list), err)
+			}
+		}
+	})
+}
