@@ -11,7 +11,6 @@ import (
 	openmeshv1 "openmesh/node/api/openmesh/v1"
 	"openmesh/node/catalog"
 	"openmesh/node/market"
-	"openmesh/protocols/identity"
 	deal "openmesh/protocols/market"
 	"openmesh/protocols/market/contract"
 	"openmesh/protocols/wire"
@@ -351,11 +350,11 @@ func (n marketAPI) ListSchemas(context.Context, *openmeshv1.ListSchemasRequest) 
 func (n marketAPI) GetSchema(ctx context.Context, r *openmeshv1.GetSchemaRequest) (*openmeshv1.MarketSchema, error) {
 	e, err := n.catalog.Get(r.Schema)
 	if err != nil && r.Agent != "" && wire.CodeOf(err) == wire.NotFound {
-		var from identity.AgentID
-		if from, err = identity.ParseAgentID(r.Agent); err != nil {
-			return nil, wire.Errorf(wire.InvalidArgument, "%w", err)
+		from, unknown := n.resolve(ctx, r.Agent)
+		if unknown != nil {
+			return nil, unknown
 		}
-		e, err = n.catalog.Fetch(ctx, from, r.Schema)
+		e, err = n.catalog.Fetch(ctx, from.ID, r.Schema)
 	}
 	if err != nil {
 		return nil, err

@@ -333,8 +333,8 @@ func TestMarketCommands(t *testing.T) {
 		},
 		{
 			name: "schemas", args: "schema list", procedure: "ListSchemas",
-			answers: []any{connect.NewResponse(&openmeshv1.ListSchemasResponse{Schemas: []*openmeshv1.MarketSchema{{Name: "market/rfp@v1.0.0", Cid: "bafk", Source: "builtin"}}})},
-			out:     `\nmarket/rfp@v1.0.0\tbafk\tbuiltin\n$`,
+			answers: []any{connect.NewResponse(&openmeshv1.ListSchemasResponse{Schemas: []*openmeshv1.MarketSchema{{Name: "market/rfp@v1.0.0", Cid: "bafk", Source: "built-in"}}})},
+			out:     `\nmarket/rfp@v1.0.0\tbafk\tbuilt-in\n$`,
 		},
 		{
 			name: "add a schema", args: "schema add acme/widget@v1.0.0 -", in: "{}", procedure: "AddSchema",
@@ -439,7 +439,7 @@ func TestMarketCompletion(t *testing.T) {
 		"Market/ListRFPs":      {connect.NewResponse(&openmeshv1.ListRFPsResponse{Rfps: []*openmeshv1.RFP{hostile}})},
 		"Market/ListProposals": {connect.NewResponse(&openmeshv1.ListProposalsResponse{Proposals: []*openmeshv1.Proposal{negotiation()}})},
 		"Market/ListContracts": {connect.NewResponse(&openmeshv1.ListContractsResponse{Contracts: []*openmeshv1.MarketContract{agreement()}})},
-		"Market/ListSchemas":   {connect.NewResponse(&openmeshv1.ListSchemasResponse{Schemas: []*openmeshv1.MarketSchema{{Name: "market/rfp@v1.0.0", Source: "builtin"}}})},
+		"Market/ListSchemas":   {connect.NewResponse(&openmeshv1.ListSchemasResponse{Schemas: []*openmeshv1.MarketSchema{{Name: "market/rfp@v1.0.0", Source: "built-in"}}})},
 	}}
 	home := local.serve(t)
 	for args, want := range map[string]string{
@@ -448,7 +448,7 @@ func TestMarketCompletion(t *testing.T) {
 		"watch --proposal": testProposal + "\tcountered, 9.50 EUR\n",
 		"contract show":    testContract + "\tcontracted, pages\n",
 		"settle c0de00":    "fulfilled\nfailed\n",
-		"schema show":      "market/rfp@v1.0.0\tbuiltin\n",
+		"schema show":      "market/rfp@v1.0.0\tbuilt-in\n",
 	} {
 		words := append(append([]string{"__complete", "market"}, strings.Fields(args)...), "")
 		if got := speak(t, home, "", words...); !strings.HasPrefix(got.out, want) {

@@ -487,8 +487,9 @@ func (x *CancelRFPRequest) GetReason() string {
 
 type ListProposalsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of one request, with those that are over; empty: of all.
-	Rfp           string `protobuf:"bytes,1,opt,name=rfp,proto3" json:"rfp,omitempty"`
+	// Of one request, with those that have ended; empty: of all.
+	Rfp string `protobuf:"bytes,1,opt,name=rfp,proto3" json:"rfp,omitempty"`
+	// Also those that have ended, of all requests.
 	All           bool   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
 	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2110,7 +2111,7 @@ type GetSchemaRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// NAME@vVERSION or a CID.
 	Schema string `protobuf:"bytes,1,opt,name=schema,proto3" json:"schema,omitempty"`
-	// Agent to ask for a CID that is not known here.
+	// Agent id or address of whom to ask for a CID that is not known here.
 	Agent         string `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2219,7 +2220,7 @@ type MarketSchema struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// CIDv1 (raw, sha2-256) of the schema's bytes.
 	Cid string `protobuf:"bytes,2,opt,name=cid,proto3" json:"cid,omitempty"`
-	// builtin, folder or peer.
+	// built-in, folder or peer.
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	// Only in GetSchema and AddSchema.
 	Json          string `protobuf:"bytes,4,opt,name=json,proto3" json:"json,omitempty"`
