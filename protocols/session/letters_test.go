@@ -413,6 +413,11 @@ func TestHostileLetters(t *testing.T) {
 		if n := work.count("key"); n > 0 {
 			t.Errorf("worked on %d times", n)
 		}
+		former := *a.agent.Certificate
+		former.Version = 0
+		if err := b.take(t, &former, letter.Payload); wire.CodeOf(err) != wire.KeySuperseded || wire.CodeOf(err).Retry() {
+			t.Errorf("under a former key of the session's: %v", err)
+		}
 		there, _, _ := b.Find(s.ID().String())
 		there.Terminate(wire.PolicyViolation)
 		time.Sleep(time.Second)
