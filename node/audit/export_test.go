@@ -129,13 +129,13 @@ func TestExportStalled(t *testing.T) {
 func TestExportLarge(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	for i := range 40 {
+	for i := range 20 {
 		e := numbered(i)
 		e.Payload = make([]byte, audit.MaxPayload*(i%3)/2)
 		b.log.Note(e)
 	}
-	b.fill(2100)
-	if r, notes := read(t, b.export()); !r.OK || len(notes) != 2140 || !b.verify().OK {
+	b.fill(1100)
+	if r, notes := read(t, b.export()); !r.OK || len(notes) != 1120 || !b.verify().OK {
 		t.Errorf("%+v, %d entries", r, len(notes))
 	}
 }
