@@ -118,6 +118,8 @@ func TestFrameTakenOffItsWayIsSentAgain(t *testing.T) {
 		})
 		b := w.node(t, exposed)
 		s := a.open(t, b, session.Want{})
+		time.Sleep(100 * time.Millisecond) // pings and pongs have passed
+		synctest.Wait()
 		*h.hold = true
 		if err := s.Send([]byte("precious")); err != nil {
 			t.Fatal(err)
