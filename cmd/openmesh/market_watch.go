@@ -16,8 +16,8 @@ func newMarketWatch(p *program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "watch", Short: "Print what happens in negotiations, as it happens", Args: cobra.NoArgs,
 		Long: "Print what happens in negotiations, as it happens, until interrupted: moves of both sides, requests that were\n" +
-			"posted or received and whom they reached, moves that lost against one that they crossed, calls under\n" +
-			"contracts. One event a line; with --json each is a document.",
+			"posted or received and whom they reached, moves that lost against one that they crossed or that the\n" +
+			"other side refused, calls under contracts. One event a line; with --json each is a document.",
 		RunE: p.ask(noLimit, aProposal().asking(func(ctx context.Context, d *api.Client, _ []string) error {
 			stream, err := d.Market.Watch(ctx, &req)
 			if err != nil {

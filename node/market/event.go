@@ -12,7 +12,8 @@ import (
 type Event struct {
 	// A move; or posted: a request was posted or received; reached: a provider has the
 	// request; used: a call was made under a contract; expired; superseded: a move of
-	// this agent's lost against one that it crossed.
+	// this agent's lost against one that it crossed; refused: the other side would not
+	// have one, which stands here nevertheless.
 	Event       string
 	RFP         string
 	Negotiation *deal.Negotiation // after it; nil: the event is about the request

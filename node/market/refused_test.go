@@ -19,6 +19,8 @@ func TestProposalThatComesLate(t *testing.T) {
 		<-time.After(time.Until(seller.deadline(rfp).Add(-time.Minute)))
 		buyer.stop()
 		id := seller.proposes(rfp, "9")
+		events, stop := seller.engine.Watch()
+		defer stop()
 		<-time.After(10 * time.Minute)
 		buyer.start()
 		d, err := seller.engine.find(t.Context(), id)
@@ -28,6 +30,11 @@ func TestProposalThatComesLate(t *testing.T) {
 			defer d.mu.Unlock()
 			return d.reason.String(), d.refused == d.now().Head() && d.reason == wire.IllegalTransition && len(d.unsent) == 0
 		})
+		for ev := range events {
+			if ev.Event == "refused" && ev.Negotiation.ID() == id && ev.From == buyer.Agent.Agent {
+				break
+			}
+		}
 	})
 }
 

@@ -84,8 +84,12 @@ func (e *Engine) sendMove(ctx context.Context, t *talk, m *deal.Signed) error {
 		t.unsent = t.unsent[1:]
 		e.soil(t)
 	}
+	n := t.now()
 	t.wake()
 	t.mu.Unlock()
+	if err != nil {
+		e.events.publish(Event{Event: "refused", RFP: t.request.id, Negotiation: &n, Contract: contractOf(n), From: t.peer(), At: time.Now()})
+	}
 	return nil
 }
 

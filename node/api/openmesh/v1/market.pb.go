@@ -1901,8 +1901,9 @@ func (x *WatchMarketRequest) GetProposal() string {
 type MarketEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A move, or used: a call under a contract; posted: a request was received or posted;
-	// superseded: a move of this agent's lost against one that it crossed; reached: a
-	// provider has the request.
+	// superseded: a move of this agent's lost against one that it crossed; refused: the
+	// other side would not have one, which stands here nevertheless; reached: a provider
+	// has the request.
 	Event    string `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
 	Rfp      string `protobuf:"bytes,2,opt,name=rfp,proto3" json:"rfp,omitempty"`
 	Proposal string `protobuf:"bytes,3,opt,name=proposal,proto3" json:"proposal,omitempty"`
