@@ -57,7 +57,7 @@ func (c *Config) marketKeys() []Key {
 			"How long this agent's first offer in a negotiation stands if it does not say; a later one that does not say keeps the time of the offer before it. The deadline of a request is for first offers: those made in time stand beyond it."),
 		key("market.sell", &m.Sell, form.List(form.SellRule(), 0), "",
 			"What this agent sells by itself, and how: it asks for price, goes down to floor in steps, and has its last word after so many rounds. Handlers in the home's folder automation come first."),
-		key("market.max_open", &m.MaxOpen, form.Integer(1, 1000000), "10000", "Requests of other agents that are kept at once."),
+		key("market.max_open", &m.MaxOpen, form.Integer(1, 1000000), "10000", "Requests of other agents that are kept at once, a quarter of them of one agent. One more takes the place of the oldest about which nothing is negotiated."),
 		key("market.max_rounds", &m.MaxRounds, form.Integer(1, 64), "64", "Offers in one negotiation, of both sides together."),
 		key("market.reach", &m.Reach, form.Integer(1, 1024), "64", "Providers that a request of this agent is sent to."),
 	}

@@ -94,7 +94,7 @@ type Config struct {
 
 	ProposalTTL time.Duration // how long an offer stands that does not say; default 24 h
 
-	MaxOpen   int // requests of others that are kept at once; default 10,000
+	MaxOpen   int // requests of others that are kept at once, a quarter of one agent; default 10,000
 	MaxRounds int // offers in one negotiation; default 64
 	Reach     int // providers that a request is sent to; default 64
 
