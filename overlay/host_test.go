@@ -122,6 +122,27 @@ func TestConnectionsPerIP(t *testing.T) {
 	}
 }
 
+// All who may be connected may have a stream of the same protocol.
+func TestStreamsOfOneProtocol(t *testing.T) {
+	t.Parallel()
+	const peers = 2000
+	rm, err := Config{MaxConnections: peers}.resourceManager()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rm.Close()
+	for i := range peers {
+		scope, err := rm.OpenStream(peer.ID(fmt.Sprint("peer ", i)), network.DirInbound)
+		if err != nil {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+		defer scope.Done()
+		if err := scope.SetProtocol("/test/1.0.0"); err != nil {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+	}
+}
+
 // One peer cannot take the connections of others, nor all peers more than there
 // may be.
 func TestConnectionLimits(t *testing.T) {

@@ -24,6 +24,10 @@ func (c Config) resourceManager() (network.ResourceManager, error) {
 	libp2p.SetDefaultServiceLimits(&defaults)
 	conns := rcmgr.LimitVal(c.MaxConnections)
 	streams := 16 * conns
+	// Whoever is connected may have a stream or two of each protocol, and one peer alone
+	// its share.
+	shared := max(2*conns, 2*streamsPerPeer)
+	each := rcmgr.ResourceLimits{Streams: 2 * shared, StreamsInbound: shared, StreamsOutbound: shared}
 	partial := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
 			Conns: conns, ConnsInbound: conns, ConnsOutbound: conns, FD: conns,
@@ -34,6 +38,7 @@ func (c Config) resourceManager() (network.ResourceManager, error) {
 			Conns: perPeer, ConnsInbound: perPeer, ConnsOutbound: perPeer, FD: perPeer,
 			Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer,
 		},
+		ProtocolDefault: each, ServiceDefault: each,
 		// Two agents may have many sessions, each with a stream.
 		ProtocolPeerDefault: rcmgr.ResourceLimits{Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer},
 		ServicePeerDefault:  rcmgr.ResourceLimits{Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer},
