@@ -867,7 +867,7 @@ type Saved struct {
 	Ended int64 `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
 	// Why it was terminated; 0 if it was closed.
 	Reason uint32 `protobuf:"varint,14,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The other side has not agreed yet: it was away when the session was offered.
+	// The other side has not shown yet that it has the session: it was away when that was offered.
 	Offered bool `protobuf:"varint,15,opt,name=offered,proto3" json:"offered,omitempty"`
 	// The chains of forwarding relays over which alone the other side is reached.
 	Through []*SavedChain `protobuf:"bytes,16,rep,name=through,proto3" json:"through,omitempty"`
