@@ -195,7 +195,7 @@ func (w ways) dialHost(ctx context.Context, r session.Route) (session.Conduit, e
 func (w ways) know(r session.Route) {
 	w.n.host.Peerstore().AddAddrs(r.Peer, hostAddrs(r), peerstore.TempAddrTTL)
 	if r.Again {
-		w.n.host.Forgive(r.Peer)
+		w.n.host.Forgive(r.Peer, overlay.Route{})
 	}
 }
 

@@ -176,13 +176,13 @@ func (h *Host) Abandon(dead network.Conn) {
 	}
 }
 
-// Forgive lets the next dial to p try all of its addresses, however recently they
+// Forgive lets the next dial to p by r try all addresses, however recently they
 // failed, and so the relays that they lead through. It is for callers who wait between
 // attempts by themselves: an attempt that libp2p leaves out looks to them like one more
 // that failed.
-func (h *Host) Forgive(p peer.ID) {
+func (h *Host) Forgive(p peer.ID, r Route) {
 	h.swarm.Backoff().Clear(p)
-	for _, a := range h.Peerstore().Addrs(p) {
+	for _, a := range h.known(p, r) {
 		if relay := RelayOf(a); relay != "" {
 			h.swarm.Backoff().Clear(relay)
 		}
