@@ -11,7 +11,8 @@ import (
 )
 
 // All that is promised of a request is counted in one place: whoever works on a request
-// has the same *request, also if it is over and known to nobody else.
+// has the same *request, also if it is over and known to nobody else. So has whoever works
+// on a negotiation the same *talk: moves are made of it one after another.
 
 // request returns a request by its id or a unique prefix, also one that is over.
 func (e *Engine) request(ctx context.Context, id string) (*request, error) {
@@ -100,8 +101,72 @@ func (e *Engine) readRequest(ctx context.Context, row deals.Request) (*request, 
 	return r, err
 }
 
-// claim waits until nobody else takes or reads the request with that id: it comes over
-// sessions and topics at the same time, and is taken once.
+// find returns a negotiation by its id or a unique prefix, also one that is over.
+func (e *Engine) find(ctx context.Context, id string) (*talk, error) {
+	if err := checkID("negotiation", id); err != nil {
+		return nil, err
+	}
+	if t := e.talkInMemory(id); t != nil {
+		return t, nil
+	}
+	row, err := e.rows.Negotiation(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return e.reopen(ctx, row.ID)
+}
+
+// reopen returns a negotiation by its whole id.
+func (e *Engine) reopen(ctx context.Context, id string) (*talk, error) {
+	release, err := e.claim(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if t := e.talkInMemory(id); t != nil {
+		return t, nil
+	}
+	row, err := e.rows.Negotiation(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.request(ctx, row.Request)
+	if err != nil {
+		return nil, err
+	}
+	t, err := readTalk(r, row)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.negotiations[id] = weak.Make(t)
+	return t, nil
+}
+
+// talkInMemory returns a negotiation by its id, if somebody has it.
+func (e *Engine) talkInMemory(id string) *talk {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.negotiations[id].Value()
+}
+
+// clean forgets what nobody has any more; e.mu is held.
+func (e *Engine) clean() {
+	for id, r := range e.known {
+		if r.Value() == nil {
+			delete(e.known, id)
+		}
+	}
+	for id, t := range e.negotiations {
+		if t.Value() == nil {
+			delete(e.negotiations, id)
+		}
+	}
+}
+
+// claim waits until nobody else takes or reads the request or negotiation with that id: it
+// comes over sessions and topics at the same time, and is taken once.
 func (e *Engine) claim(ctx context.Context, id string) (release func(), err error) {
 	for {
 		e.mu.Lock()

@@ -127,16 +127,17 @@ type Engine struct {
 	events    *events
 	loaded    chan struct{}
 
-	mu       sync.Mutex
-	requests map[string]*request              // open ones, by id
-	known    map[string]weak.Pointer[request] // these and others that somebody works on
-	talks    map[string]*talk                 // that are not over, by id
-	open     map[string]int                   // how many of them, by request
-	received int                              // requests of others among them
-	buyers   map[identity.AgentID]int         // how many are whose
-	taking   map[string]chan struct{}         // requests that are being taken or read, by id
-	dirty    map[*talk]struct{}               // changed in memory alone: a receipt came
-	uses     map[string]*use                  // by contract
+	mu           sync.Mutex
+	requests     map[string]*request              // open ones, by id
+	known        map[string]weak.Pointer[request] // these and others that somebody works on
+	talks        map[string]*talk                 // that are not over, by id
+	negotiations map[string]weak.Pointer[talk]    // these and others that somebody works on
+	open         map[string]int                   // how many of them, by request
+	received     int                              // requests of others among them
+	buyers       map[identity.AgentID]int         // how many are whose
+	taking       map[string]chan struct{}         // requests that are being taken or read, by id
+	dirty        map[*talk]struct{}               // changed in memory alone: a receipt came
+	uses         map[string]*use                  // by contract
 }
 
 // New returns an engine that is not running.
@@ -150,7 +151,7 @@ func New(cfg Config) *Engine {
 	}
 	return &Engine{
 		cfg: cfg, rows: deals.New(cfg.DB), jobs: newQueue(), decisions: newQueue(), heard: newQueue(), events: newEvents(), loaded: make(chan struct{}),
-		requests: make(map[string]*request), known: make(map[string]weak.Pointer[request]), talks: make(map[string]*talk), open: make(map[string]int), taking: make(map[string]chan struct{}), buyers: make(map[identity.AgentID]int),
+		requests: make(map[string]*request), known: make(map[string]weak.Pointer[request]), talks: make(map[string]*talk), negotiations: make(map[string]weak.Pointer[talk]), open: make(map[string]int), taking: make(map[string]chan struct{}), buyers: make(map[identity.AgentID]int),
 		dirty: make(map[*talk]struct{}), uses: make(map[string]*use),
 	}
 }
@@ -211,11 +212,7 @@ func (e *Engine) sweep(ctx context.Context, now time.Time) {
 	for _, r := range e.requests {
 		requests = append(requests, r)
 	}
-	for id, r := range e.known {
-		if r.Value() == nil {
-			delete(e.known, id)
-		}
-	}
+	e.clean()
 	var talks []*talk
 	for _, t := range e.talks {
 		talks = append(talks, t)

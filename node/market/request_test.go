@@ -81,6 +81,46 @@ func TestOneRequest(t *testing.T) {
 	})
 }
 
+// Whoever works on a negotiation has the same one, also if it is over: else two answers to
+// the same late move could be made of it at once.
+func TestOneNegotiation(t *testing.T) {
+	within(t, func(t *testing.T, w *world) {
+		buyer, seller := w.agent("buyer"), w.agent("seller")
+		rfp := buyer.post(1)
+		seller.has(rfp)
+		id := seller.proposes(rfp, "9")
+		reach(t, id, "proposed", buyer, seller)
+		check(t, reject(buyer, id))
+		reach(t, id, "rejected", buyer, seller)
+		e := seller.engine
+		until(t, "it is over", func() (string, bool) { return "", len(e.ongoing()) == 0 })
+		got := make([]*talk, 8)
+		var all sync.WaitGroup
+		for i := range got {
+			all.Go(func() {
+				var err error
+				if got[i], err = e.find(t.Context(), id[:len(id)-i]); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		for _, n := range got[1:] {
+			if n != got[0] {
+				t.Error("two of one negotiation")
+			}
+		}
+		clear(got)
+		runtime.GC()
+		<-time.After(2 * tick)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if len(e.negotiations) > 0 {
+			t.Errorf("%d negotiations are known still", len(e.negotiations))
+		}
+	})
+}
+
 // Lists have as many of the requests that are asked for as there are, however many others
 // came later.
 func TestRequestsOfDirection(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"go.uber.org/zap"
 
@@ -226,7 +227,7 @@ func (e *Engine) talk(ctx context.Context, r *request, seller identity.AgentID) 
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t := e.talks[n.ID()]; t != nil {
+	if t := e.negotiations[n.ID()].Value(); t != nil {
 		return t, nil
 	}
 	r.mu.Lock()
@@ -237,47 +238,6 @@ func (e *Engine) talk(ctx context.Context, r *request, seller identity.AgentID) 
 	r.sellers++
 	t := newTalk(r, n)
 	e.keep(t)
-	return t, nil
-}
-
-// find returns a negotiation by its id or a unique prefix, also one that is over.
-func (e *Engine) find(ctx context.Context, id string) (*talk, error) {
-	if err := checkID("negotiation", id); err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	t := e.talks[id]
-	e.mu.Unlock()
-	if t != nil {
-		return t, nil
-	}
-	row, err := e.rows.Negotiation(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return e.reopen(ctx, row)
-}
-
-// reopen makes a negotiation of its row, if it is not open already.
-func (e *Engine) reopen(ctx context.Context, row deals.Negotiation) (*talk, error) {
-	e.mu.Lock()
-	t := e.talks[row.ID]
-	e.mu.Unlock()
-	if t != nil {
-		return t, nil
-	}
-	r, err := e.request(ctx, row.Request)
-	if err != nil {
-		return nil, err
-	}
-	if t, err = readTalk(r, row); err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if there := e.talks[t.id]; there != nil {
-		return there, nil
-	}
 	return t, nil
 }
 
@@ -309,7 +269,7 @@ func (e *Engine) commit(ctx context.Context, t *talk, next deal.Negotiation, ses
 		e.forget(t)
 		return err
 	}
-	t.unsent = unsent
+	t.unsent, t.over = unsent, false
 	t.n.Store(&next)
 	t.request.count(t.id, next)
 	e.mu.Lock()
@@ -325,6 +285,7 @@ func (e *Engine) keep(t *talk) {
 	e.add(t.request)
 	if e.talks[t.id] == nil {
 		e.talks[t.id] = t
+		e.negotiations[t.id] = weak.Make(t)
 		e.open[t.request.id]++
 	}
 }
@@ -347,6 +308,9 @@ func (e *Engine) forget(t *talk) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.drop(t)
+	if e.negotiations[t.id].Value() == t {
+		delete(e.negotiations, t.id)
+	}
 }
 
 // abandon forgets a negotiation in which nothing was said after all; t.mu is held.
@@ -452,9 +416,13 @@ func (e *Engine) closeTalk(ctx context.Context, t *talk, n deal.Negotiation, now
 		t.mu.Unlock()
 		return
 	}
+	t.mu.Lock()
 	e.mu.Lock()
-	e.drop(t)
+	if t.over { // else a move came meanwhile
+		e.drop(t)
+	}
 	e.mu.Unlock()
+	t.mu.Unlock()
 	if n.State(now) == deal.Expired && n.State(time.Time{}) != deal.Expired {
 		e.events.publish(Event{Event: "expired", RFP: t.request.id, Negotiation: &n, From: e.cfg.Agent, At: now})
 	}

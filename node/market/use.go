@@ -28,7 +28,7 @@ func (e *Engine) under(ctx context.Context, id string) (*talk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.reopen(ctx, row)
+	return e.reopen(ctx, row.ID)
 }
 
 // Contract returns the negotiation of a contract.

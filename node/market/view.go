@@ -151,7 +151,7 @@ func (e *Engine) gather(ctx context.Context, open []*talk, rows []deals.Negotiat
 		if _, there := found[row.ID]; there {
 			continue
 		}
-		t, err := e.reopen(ctx, row)
+		t, err := e.reopen(ctx, row.ID)
 		if err != nil {
 			return nil, err
 		}
