@@ -69,7 +69,7 @@ var demoSteps = strings.Fields(`identities backbone join register join-last
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	tmp := t.TempDir()
-	record, stderr, code := runDemo(t, tmp, "--agents", "2")
+	record, stderr, code := runDemo(t, tmp, "--agents", "2", "--timeout", "10m") // race detector and other tests beside it: some twenty times as long
 	if code != 0 || !record.OK || stderr != "" {
 		t.Errorf("exit code %d, ok %t, %s", code, record.OK, stderr)
 	}
