@@ -89,8 +89,35 @@ func wantOf(r *openmeshv1.OpenSessionRequest) (session.Want, error) {
 
 func ms(n uint64) time.Duration { return time.Duration(min(n, 1<<42)) * time.Millisecond }
 
-// openTarget opens a session with whom the target names.
+// openTarget opens a session with whom the target names. Like a call it looks anew for who
+// cannot be reached, and tries again: that agent may be elsewhere by now. A way that the
+// caller has chosen is tried once.
 func (n sessionAPI) openTarget(ctx context.Context, target string, r *openmeshv1.OpenSessionRequest, w session.Want) (*session.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.settings.Session.DefaultTimeout)
+	defer cancel()
+	retries := n.settings.Session.Retry.Max
+	if r.Via != "" || len(r.Through) > 0 || r.Transport != "" {
+		retries = 0
+	}
+	wait := n.retryBackoff()
+	var last error
+	for {
+		s, err := n.openOnce(ctx, target, r, w)
+		if err == nil {
+			return s, nil
+		}
+		code := wire.CodeOf(err)
+		if last == nil || code != wire.NotFound && ctx.Err() == nil {
+			last = err
+		}
+		if code != wire.Unreachable || retries == 0 || sleep(ctx, wait.NextBackOff()) != nil {
+			return nil, last
+		}
+		retries--
+	}
+}
+
+func (n sessionAPI) openOnce(ctx context.Context, target string, r *openmeshv1.OpenSessionRequest, w session.Want) (*session.Session, error) {
 	t, err := n.locate(ctx, target, r.Via, r.Through)
 	if err != nil {
 		return nil, err
@@ -99,13 +126,11 @@ func (n sessionAPI) openTarget(ctx context.Context, target string, r *openmeshv1
 		return nil, wire.Errorf(wire.InvalidArgument, "open session: %s is this agent itself", target)
 	}
 	t.Route.Transport = r.Transport
-	ctx, cancel := context.WithTimeout(ctx, n.settings.Session.DefaultTimeout)
-	defer cancel()
 	s, err := n.sessions.Open(ctx, t, w)
 	if err == nil {
 		n.seen.add(s.Peer())
 	} else if wire.CodeOf(err) == wire.Unreachable && t.Agent != "" {
-		n.directory.Doubt(t.Agent, t.Route.Peer) // it may be elsewhere by now: the next attempt looks anew
+		n.directory.Doubt(t.Agent, t.Route.Peer)
 	}
 	return s, err
 }
