@@ -118,16 +118,17 @@ func (s *Session) reconnect() {
 	if !s.isInitiator() && s.stateNow() == Migrating && !s.pause(min(max(s.terms.Load().Keepalive/4, time.Second), 2*time.Second)) {
 		return
 	}
-	wait := time.Duration(0)
+	wait, again := time.Duration(0), false
 	for {
 		there, news := s.await(wait)
 		if !there || s.link.current.Load() != nil {
 			return
 		}
-		err := s.connect()
+		err := s.connect(again)
 		if err == nil {
 			return
 		}
+		again = true
 		s.astray.Store(true)
 		s.trouble.Store(&err)
 		s.log("channel not opened", zap.Error(err))
@@ -237,13 +238,13 @@ func (e *Endpoint) Retry(p peer.ID) {
 }
 
 // connect opens a channel: with the keys that there are, or with new ones if one
-// side has lost them in a restart.
-func (s *Session) connect() error {
+// side has lost them in a restart. With again, an attempt has failed just before.
+func (s *Session) connect(again bool) error {
 	if s.waits {
 		return wire.Errorf(wire.Unreachable, "the other side of session %s chose its path, and has to come back by itself", s.id)
 	}
 	route := s.owner.locate(s)
-	route.Again = true
+	route.Again = again
 	ctx, cancel := context.WithTimeout(s.owner.work, 2*s.owner.cfg.Signal.Timeout)
 	defer cancel()
 	if s.link.opener() != nil {

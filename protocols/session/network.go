@@ -36,7 +36,7 @@ type Route struct {
 
 	Transports []signal.Transport // as the peer offered them, best first
 
-	// Again says that the host was reached before: whatever failed a moment ago is to
+	// Again says that the host was just tried in vain: whatever failed a moment ago is to
 	// be tried again, for who asks waits between attempts by himself.
 	Again bool
 
