@@ -363,7 +363,7 @@ func TestHundredCallers(t *testing.T) {
 
 // echo opens a session and makes one call in it.
 func echo(ctx context.Context, from *session.Endpoint, to *running) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	s, err := from.Open(ctx, session.Target{Agent: to.keys.Agent, Route: session.Route{Peer: to.Host().ID()}}, session.Want{})
 	if err != nil {

@@ -34,7 +34,8 @@ func demoCommand(t *testing.T, tmp string, args ...string) *exec.Cmd {
 // runDemo runs a demo with --json to its end.
 func runDemo(t *testing.T, tmp string, args ...string) (record demo.Record, stderr string, code int) {
 	t.Helper()
-	cmd := demoCommand(t, tmp, append(args, "--json")...)
+	// The race detector, and other tests beside it, make it some twenty times as long.
+	cmd := demoCommand(t, tmp, append([]string{"--json", "--timeout", "10m"}, args...)...)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	err := cmd.Run()
@@ -69,7 +70,7 @@ var demoSteps = strings.Fields(`identities backbone join register join-last
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	tmp := t.TempDir()
-	record, stderr, code := runDemo(t, tmp, "--agents", "2", "--timeout", "10m") // race detector and other tests beside it: some twenty times as long
+	record, stderr, code := runDemo(t, tmp, "--agents", "2")
 	if code != 0 || !record.OK || stderr != "" {
 		t.Errorf("exit code %d, ok %t, %s", code, record.OK, stderr)
 	}

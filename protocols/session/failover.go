@@ -68,11 +68,25 @@ func (s *Session) lost(ch *channel, cause wire.Code) {
 		return
 	}
 	if s.counters.received.Load() == 0 && !ch.proven.Load() && ch.mine && cause != wire.Unreachable && !s.persistent() {
-		s.end(Terminated, cause, false) // the peer refused the session's first channel
+		s.endFor(Terminated, cause, false, s.untaken(ch, cause)) // the peer refused the session's first channel
 		return
 	}
 	s.move(Migrating, 0)
 	s.wake()
+}
+
+// untaken is the error of calls in a session whose first channel the peer refused,
+// having seen none of them: they may be made again, or elsewhere. It is nil if that is
+// not certain: who proves nothing may have refused what he passed on before.
+func (s *Session) untaken(ch *channel, cause wire.Code) error {
+	switch {
+	case ch.conduit.Peer() == "":
+	case cause == wire.ResourceExhausted:
+		return wire.Errorf(cause, "%s takes no more sessions now", s.Peer().Agent)
+	case cause == wire.NotFound:
+		return wire.Errorf(wire.ResourceExhausted, "%s does not wait for this session any more: to set it up took too long", s.Peer().Agent)
+	}
+	return nil
 }
 
 // resting reports whether nothing is under way in either direction.

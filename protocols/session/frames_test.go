@@ -63,7 +63,7 @@ func newSide(t testing.TB, secret byte, initiator bool) *side {
 		Suite: signal.Suites()[0], Contract: signal.DefaultContract(), Secret: [32]byte{secret},
 	}
 	ch := newChannel(sd.out, initiator, time.Now())
-	s, err := owner.establish(est, ch, false, nil)
+	s, err := owner.establish(est, ch, false, Route{})
 	if err != nil {
 		t.Fatal(err)
 	}

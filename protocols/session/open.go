@@ -146,10 +146,7 @@ func (e *Endpoint) open(ctx context.Context, t Target, terms signal.Terms, exclu
 		return nil, err
 	}
 	est.Transports = remember(est.Transports, t.Route)
-	s, err := e.establish(est, ch, exclusive, t.Route.Through)
-	if err == nil {
-		s.pinned = t.Route.Transport != ""
-	}
+	s, err := e.establish(est, ch, exclusive, t.Route)
 	if err != nil {
 		ch.conduit.Reset(wire.SessionClosed)
 		return nil, err
@@ -204,13 +201,14 @@ func (e *Endpoint) confirm(ctx context.Context, id signal.ID, r Route, confirm [
 	return ch, nil
 }
 
-// establish makes the session that signaling agreed on, with its first channel.
-func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive bool, through []Chain) (*Session, error) {
+// establish makes the session that signaling agreed on, with its first channel. Chosen
+// is what whoever opened it demands of its paths.
+func (e *Endpoint) establish(est *signal.Established, ch *channel, exclusive bool, chosen Route) (*Session, error) {
 	s, err := newSession(e, est, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	s.exclusive, s.through = exclusive, through
+	s.exclusive, s.through, s.pinned = exclusive, chosen.Through, chosen.Transport != ""
 	s.waits = !est.Initiator && ch.path.Kind == "forwarded"
 	if err := e.commence(s, ch); err != nil {
 		return nil, err
@@ -328,7 +326,7 @@ func (e *Endpoint) accept(r *reader) (s *Session, first bool, err error) {
 		s, err = e.revive(est, r.channel)
 		return s, false, err
 	}
-	if s, err = e.establish(est, r.channel, false, nil); err == nil && s.persistent() {
+	if s, err = e.establish(est, r.channel, false, Route{}); err == nil && s.persistent() {
 		s.affirm(r.channel)
 	}
 	return s, true, err

@@ -394,7 +394,7 @@ func (e *Endpoint) mayResume(c *identity.Certificate, id signal.ID, begin bool) 
 func (e *Endpoint) revive(est *signal.Established, ch *channel) (*Session, error) {
 	s := e.session(est.ID)
 	if s == nil && est.Begin { // no letter of it has come
-		s, err := e.establish(est, ch, false, nil)
+		s, err := e.establish(est, ch, false, Route{})
 		if err == nil {
 			s.affirm(ch)
 		}

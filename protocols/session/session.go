@@ -405,16 +405,20 @@ func (s *Session) Terminate(reason wire.Code) { s.end(Terminated, reason, true) 
 // end moves to a final state and frees all; tell sends the peer a close frame. It
 // does nothing if the session has ended already.
 func (s *Session) end(to State, reason wire.Code, tell bool) {
+	s.endFor(to, reason, tell, nil)
+}
+
+// endFor is end with the error of the calls under way and of those to come.
+func (s *Session) endFor(to State, reason wire.Code, tell bool, err error) {
 	if s.move(to, reason) != nil {
 		return
 	}
-	err := wire.Errorf(wire.SessionClosed, "session %s with %s ended", s.id, s.Peer().Agent)
 	switch {
-	case reason == wire.ResourceExhausted && !tell && s.counters.received.Load() == 0:
-		// The peer refused the channel: it has seen none of our requests.
-		err = wire.Errorf(reason, "%s takes no more sessions now", s.Peer().Agent)
+	case err != nil:
 	case reason != 0:
 		err = wire.Errorf(wire.SessionClosed, "session %s with %s was terminated: %w", s.id, s.Peer().Agent, reason)
+	default:
+		err = wire.Errorf(wire.SessionClosed, "session %s with %s ended", s.id, s.Peer().Agent)
 	}
 	s.calls.refuse(err, true)
 	s.inbox.refuse(true)

@@ -20,7 +20,7 @@ type Config struct {
 	Local    func() Local // the current certificate and key
 	Verifier *identity.Verifier
 	Terms    func() Terms  // what this node offers and agrees to at most
-	Timeout  time.Duration // for one exchange, and for Confirm to follow an Answer
+	Timeout  time.Duration // for one exchange; for so long at least a Confirm is awaited
 
 	// Allow may refuse a session to an agent (session.open); nil allows all.
 	Allow func(*identity.Certificate) error
@@ -42,7 +42,8 @@ type Config struct {
 	PerPeer int // offers per second from one peer; default 20
 	Total   int // offers per second in all; default 200
 
-	// MaxPending bounds sessions answered and not yet confirmed; default 1024.
+	// MaxPending bounds sessions answered and not yet confirmed; default 1024. If there
+	// are more, those give way whose Confirm did not come within Timeout.
 	MaxPending int
 
 	Log *zap.Logger
@@ -59,10 +60,15 @@ type Server struct {
 	pending map[ID]awaited
 }
 
+// awaited is a session whose Confirm did not come yet. Under load, on either side, it
+// may take long, and whoever sent it believes to have a session: so it is waited for
+// beyond the timeout, as long as there is room.
 type awaited struct {
 	*Pending
-	expires time.Time
+	answered time.Time
 }
+
+const lateness = 6 // how many timeouts a Confirm is awaited at most
 
 // NewServer returns a server that is not yet serving.
 func NewServer(cfg Config) *Server {
@@ -175,9 +181,12 @@ func (s *Server) await(p *Pending, now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.pending) >= s.cfg.MaxPending {
+		s.forget(now.Add(-s.cfg.Timeout))
+	}
+	if len(s.pending) >= s.cfg.MaxPending {
 		return wire.Errorf(wire.ResourceExhausted, "too many unconfirmed sessions")
 	}
-	s.pending[p.ID] = awaited{p, now.Add(s.cfg.Timeout)}
+	s.pending[p.ID] = awaited{p, now}
 	return nil
 }
 
@@ -186,8 +195,13 @@ func (s *Server) await(p *Pending, now time.Time) error {
 func (s *Server) Sweep(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.forget(now.Add(-lateness * s.cfg.Timeout))
+}
+
+// forget drops the sessions answered before since; s.mu is held.
+func (s *Server) forget(since time.Time) {
 	for id, a := range s.pending {
-		if now.After(a.expires) {
+		if a.answered.Before(since) {
 			clear(a.Secret[:])
 			delete(s.pending, id)
 		}
@@ -208,7 +222,7 @@ func (s *Server) confirm(p peer.ID, id ID, confirm []byte) (*Established, error)
 	s.mu.Lock()
 	a, ok := s.pending[id]
 	s.mu.Unlock()
-	if !ok || p != "" && a.Peer.Peer != p || time.Now().After(a.expires) {
+	if !ok || p != "" && a.Peer.Peer != p || time.Since(a.answered) > lateness*s.cfg.Timeout {
 		return nil, wire.Errorf(wire.NotFound, "no session awaits this confirm")
 	}
 	est, err := a.Confirm(confirm)

@@ -40,7 +40,7 @@
 //
 // Offers are answered within a window of [identity.ClockSkew] around their time
 // and once only. Limits: signaling messages 64 KiB; inbound offers by rate, per
-// peer and in all; unconfirmed sessions by number and [Config].Timeout.
+// peer and in all; unconfirmed sessions by number, and six times [Config].Timeout.
 package signal
 
 import (
