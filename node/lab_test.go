@@ -49,6 +49,16 @@ func start(t *testing.T, bootstrap ...*running) *running {
 		flags["node.roles"] = "agent"
 		flags["networking.bootstrap"] = bootstrap[0].Info().Addrs[0]
 	}
+	return startAs(t, flags)
+}
+
+// patience is how long tests wait at most for what comes about soon, unless the machine
+// is busy.
+const patience = 2 * time.Minute
+
+// startAs runs a new node with these flags.
+func startAs(t *testing.T, flags map[string]string) *running {
+	t.Helper()
 	home := t.TempDir()
 	k, err := keys.Init(t.Context(), home, keys.InitOptions{Realm: lab, Passphrase: []byte("a passphrase"), Now: time.Now()})
 	check(t, err)
@@ -114,10 +124,16 @@ func (r *running) offerEcho(t *testing.T) {
 // call asks agent to for its echo.
 func (r *running) call(ctx context.Context, to *running) error {
 	_, err := r.Call(ctx, &openmeshv1.CallRequest{
-		Target: string(to.keys.Agent), Capability: "test/echo", TimeoutMs: 20_000,
+		Target: string(to.keys.Agent), Capability: "test/echo", TimeoutMs: uint32(patience.Milliseconds()),
 		Body: &openmeshv1.CallRequest_Json{Json: `{"n":1}`},
 	})
 	return err
+}
+
+// finds waits until r finds another agent: that may not have announced itself yet.
+func (r *running) finds(t *testing.T, other *running) {
+	t.Helper()
+	r.awaitMailboxes(t, other, 0)
 }
 
 // info is where r is.
@@ -163,7 +179,7 @@ func (s *stranger) signaling() signal.Config {
 		Local:    func() signal.Local { return signal.Local{Certificate: s.Certificate, Key: s.Host} },
 		Verifier: identity.NewVerifier(lab, time.Now),
 		Terms:    terms,
-		Timeout:  20 * time.Second,
+		Timeout:  patience,
 		Log:      zap.NewNop(),
 	}
 }

@@ -38,9 +38,9 @@ type scale struct {
 }
 
 func chaosScale(t *testing.T) scale {
-	s := scale{messages: 2000, kills: 4, pause: 300 * time.Millisecond, limit: 4 * time.Minute, seeds: "1"}
+	s := scale{messages: 2000, kills: 4, pause: 300 * time.Millisecond, limit: 10 * time.Minute, seeds: "1"}
 	if os.Getenv("OPENMESH_CHAOS") == "full" {
-		s = scale{messages: 10_000, kills: 12, pause: 2 * time.Second, limit: 4 * time.Minute, seeds: "1,2,3"}
+		s = scale{messages: 10_000, kills: 12, pause: 2 * time.Second, limit: 10 * time.Minute, seeds: "1,2,3"}
 	} else {
 		t.Parallel()
 	}
@@ -188,7 +188,7 @@ func (st *storm) victim(name string, buried func()) *victim {
 func (st *storm) open(req *openmeshv1.OpenSessionRequest) {
 	st.t.Helper()
 	req.Targets = []string{st.b.agent}
-	eventually(st.t, 20*time.Second, "no session", func() bool {
+	eventually(st.t, "no session", func() bool {
 		info, err := st.a.api().Session.Open(st.t.Context(), req)
 		st.session = info.GetSession()
 		return err == nil
@@ -262,13 +262,13 @@ func down(err error) bool {
 // their sequences are to be 1, 2, 3….
 func (st *storm) outcomes() map[int]*openmeshv1.Delivery {
 	st.t.Helper()
-	ctx, cancel := context.WithTimeout(st.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(st.t.Context(), st.limit)
 	defer cancel()
 	var mu sync.Mutex
 	found, sequences := map[int]*openmeshv1.Delivery{}, map[uint64]bool{}
 	var group errgroup.Group
 	st.each(&group, func(n int) error {
-		d, err := st.a.api().Session.Outcome(ctx, &openmeshv1.OutcomeRequest{Session: st.session, Key: keyOf(n), WaitMs: 60_000})
+		d, err := st.a.api().Session.Outcome(ctx, &openmeshv1.OutcomeRequest{Session: st.session, Key: keyOf(n), WaitMs: uint32(patience.Milliseconds())})
 		mu.Lock()
 		defer mu.Unlock()
 		found[n], sequences[d.GetSequence()] = d, true

@@ -89,7 +89,7 @@ func (l *ledger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // succeed is called when the daemon is dead, before the next one starts. What
 // the dead one had connected is accepted before the answer to one more request.
 func (l *ledger) succeed() error {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	resp, err := client.Get(l.URL)
 	if err != nil {
 		return err

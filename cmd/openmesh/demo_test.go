@@ -168,7 +168,7 @@ func dialSocket(t *testing.T, path string) net.Conn {
 func wantGone(t *testing.T, conn net.Conn) {
 	t.Helper()
 	path := conn.RemoteAddr().String()
-	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {

@@ -84,7 +84,7 @@ var tamperings = []tampering{
 func TestMarketAuditTampering(t *testing.T) {
 	t.Parallel()
 	tr := newTrade(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	seller := tr.sides[deal.Seller]
 	held := filepath.Join(tr.dir, "contract.json")

@@ -324,7 +324,7 @@ func (c *course) both(ctx context.Context, i int) error {
 
 // check finds what became of the step, goes on to the end, and looks at what is there.
 func (c *course) check(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if c.said == nil && c.steps[c.at].move != 0 {
 		ok, err := c.made(ctx, c.at)

@@ -15,7 +15,7 @@ func TestAcceptanceOutlivesKey(t *testing.T) {
 		t.Skip("starts daemons more than once")
 	}
 	tr := newTrade(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	d, err := tr.post(ctx, "pages", time.Hour)
 	if err == nil {

@@ -125,7 +125,7 @@ func TestMarketMachine(t *testing.T) {
 	}
 	t.Parallel()
 	m := &machine{trade: newTrade(t), followed: map[deal.Rule]bool{}}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	began := time.Now()
 	var tries []func() error

@@ -56,8 +56,8 @@ func startDaemon(home string, env []string, flags ...string) (*daemon, error) {
 		return nil, err
 	}
 	// A daemon that neither serves nor ends is ended.
-	patience := time.AfterFunc(time.Minute, d.kill)
-	defer patience.Stop()
+	watch := time.AfterFunc(patience, d.kill)
+	defer watch.Stop()
 	line, _ := bufio.NewReader(out).ReadBytes('\n') // empty if it ended
 	if err := json.Unmarshal(line, &d.ready); err != nil || d.ready.Event != "ready" {
 		d.crash()
@@ -116,7 +116,7 @@ func (d *daemon) request(path string, body []byte) (status int, answer []byte, e
 }
 
 func fetch(req *http.Request) (status int, body []byte, err error) {
-	client := http.Client{Timeout: time.Minute}
+	client := http.Client{Timeout: patience}
 	resp, err := client.Do(req)
 	if err != nil {
 		return 0, nil, err

@@ -14,6 +14,7 @@ import (
 type result struct {
 	response *Response
 	err      error
+	unsent   bool // the other side cannot have seen the request
 }
 
 // waiting is a call without an answer.
@@ -118,7 +119,7 @@ func (c *calls) fail(err error) {
 func (c *calls) failAll(err error) {
 	for id, w := range c.waiting {
 		delete(c.waiting, id)
-		w.result <- result{err: err} // has room for one
+		w.result <- result{err: err, unsent: w.held} // has room for one
 	}
 	c.count.Store(0)
 }

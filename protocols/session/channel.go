@@ -86,6 +86,12 @@ func (c *channel) hear(now time.Time) {
 // fail notes why the channel is about to be given up.
 func (c *channel) fail(cause wire.Code) { c.cause.CompareAndSwap(0, uint32(cause)) }
 
+// refused reports whether the peer is known to have refused the channel, having read
+// nothing but how it begins: who does not know the session says so, and nobody else.
+func (c *channel) refused() bool {
+	return c.mine && !c.proven.Load() && c.conduit.Peer() != "" && c.failure() == wire.NotFound
+}
+
 // failure is why the channel was given up.
 func (c *channel) failure() wire.Code { return or(wire.Code(c.cause.Load()), wire.Unreachable) }
 

@@ -44,7 +44,7 @@ func (s *Session) resend(ch *channel) {
 // drop gives a channel up. It reports whether the session had it, and whether it
 // has another one.
 func (s *Session) drop(ch *channel) (found, another bool) {
-	found, next, left := s.link.drop(ch)
+	found, next, left := s.link.drop(ch, ch.refused())
 	if !found {
 		return false, left > 0
 	}
@@ -80,11 +80,10 @@ func (s *Session) lost(ch *channel, cause wire.Code) {
 // not certain: who proves nothing may have refused what he passed on before.
 func (s *Session) untaken(ch *channel, cause wire.Code) error {
 	switch {
-	case ch.conduit.Peer() == "":
-	case cause == wire.ResourceExhausted:
-		return wire.Errorf(cause, "%s takes no more sessions now", s.Peer().Agent)
-	case cause == wire.NotFound:
+	case ch.refused():
 		return wire.Errorf(wire.ResourceExhausted, "%s does not wait for this session any more: to set it up took too long", s.Peer().Agent)
+	case cause == wire.ResourceExhausted && ch.conduit.Peer() != "":
+		return wire.Errorf(cause, "%s takes no more sessions now", s.Peer().Agent)
 	}
 	return nil
 }

@@ -207,7 +207,7 @@ func (s *Session) retire(ch *channel) {
 	if s.link.current.Load() == ch {
 		return
 	}
-	if found, _, _ := s.link.drop(ch); found {
+	if found, _, _ := s.link.drop(ch, false); found {
 		s.release(ch, true, 0)
 	}
 }

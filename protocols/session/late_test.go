@@ -54,8 +54,8 @@ func TestCallsInRefusedSession(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, _, err := s.Call(t.Context(), request("x")); wire.CodeOf(err) != tc.want {
-					t.Errorf("call in a session that was refused: %v, want %v", err, tc.want)
+				if _, id, err := s.Call(t.Context(), request("x")); wire.CodeOf(err) != tc.want || (id != 0) != tc.anonymous {
+					t.Errorf("call %d in a session that was refused: %v, want %v", id, err, tc.want)
 				}
 				if n := calls.Load(); n != 0 {
 					t.Errorf("%d calls were worked on", n)
@@ -69,4 +69,49 @@ func TestCallsInRefusedSession(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A crash of the peer ends a session at most once. What was sent before may have been
+// worked on; what waited for a channel was not, and the caller learns that.
+func TestCallsWhileThePeerRestarts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWires(20 * time.Millisecond)
+		b := w.node(t, func(c *session.Config) {
+			c.Handler = func(ctx context.Context, _ *session.Inbound) (*session.Response, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		})
+		a := w.node(t, nil)
+		s, err := a.Open(t.Context(), b.target(), session.Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		type outcome struct {
+			id  uint64
+			err error
+		}
+		call := func() chan outcome {
+			done := make(chan outcome, 1)
+			go func() {
+				_, id, err := s.Call(t.Context(), request("x"))
+				done <- outcome{id, err}
+			}()
+			return done
+		}
+		sent := call()
+		time.Sleep(time.Second)
+		b.kill()
+		time.Sleep(time.Second)
+		waiting := call()
+		time.Sleep(time.Second)
+		b.start(t)
+		if o := <-sent; o.id == 0 || wire.CodeOf(o.err) != wire.SessionClosed {
+			t.Errorf("call under way: id %d, %v", o.id, o.err)
+		}
+		if o := <-waiting; o.id != 0 || wire.CodeOf(o.err) != wire.SessionClosed {
+			t.Errorf("call that was never sent: id %d, %v", o.id, o.err)
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -49,7 +50,8 @@ type frame struct {
 	sequence uint64
 	typ      seal.Type
 	plain    []byte // nil: released
-	channel  uint32 // that it was sent over last
+	channel  uint32 // that it was sent over last; 0: none that the peer had taken
+	exposed  bool   // it was sent over another one before, so the peer may have it
 	at       int64  // when, ns since the epoch
 }
 
@@ -283,8 +285,9 @@ func (l *link) choose(ch *channel) bool {
 }
 
 // drop removes a channel. If it was the active one, the youngest of the others
-// takes its place: next, over which all that is kept must be sent again.
-func (l *link) drop(ch *channel) (found bool, next *channel, left int) {
+// takes its place: next, over which all that is kept must be sent again. Refused says
+// that the peer has read nothing of what came over it.
+func (l *link) drop(ch *channel, refused bool) (found bool, next *channel, left int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var rest []*channel
@@ -296,6 +299,11 @@ func (l *link) drop(ch *channel) (found bool, next *channel, left int) {
 		}
 	}
 	l.channels = rest
+	for i := range l.kept {
+		if f := &l.kept[i]; refused && f.channel == ch.id {
+			f.channel = 0
+		}
+	}
 	if found && l.active == ch {
 		if len(rest) > 0 {
 			next = rest[len(rest)-1]
@@ -328,6 +336,7 @@ func (l *link) resend(ch *channel, late func(*frame) bool) {
 		}
 		f := &l.kept[i]
 		after = f.sequence
+		f.exposed = f.exposed || f.channel != 0
 		f.channel, f.at = ch.id, time.Now().UnixNano()
 		sealed := l.seal(f.typ, f.sequence, f.plain)
 		l.mu.Unlock()
@@ -369,6 +378,21 @@ func (l *link) waiting() (n int, since time.Time) {
 		return 0, time.Time{}
 	}
 	return len(l.kept), time.Unix(0, l.kept[0].at)
+}
+
+// withdraw takes back the frames of type t that the peer cannot have seen, and returns
+// what was in them. It is for a link that is about to end, or to begin anew.
+func (l *link) withdraw(t seal.Type) (plain [][]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.kept {
+		if f := &l.kept[i]; f.typ == t && f.plain != nil && f.channel == 0 && !f.exposed {
+			plain = append(plain, bytes.Clone(f.plain))
+			l.release(f)
+		}
+	}
+	l.cut()
+	return plain
 }
 
 // renew begins anew with other keys: what was kept is gone, sequence numbers

@@ -123,7 +123,7 @@ func (m *linkModel) attach(t *rapid.T, primary bool) {
 func (m *linkModel) drop(t *rapid.T) {
 	i := m.pick(t)
 	m.pipe(i).broken = true
-	found, next, left := m.link.drop(m.channels[i])
+	found, next, left := m.link.drop(m.channels[i], false)
 	if !found || left != len(m.channels)-1 {
 		t.Fatalf("drop: found %t, left %d of %d", found, left, len(m.channels))
 	}
@@ -207,7 +207,7 @@ func (m *linkModel) check(t *rapid.T) {
 // end loses whatever is under way, and then lets one channel work: all arrives.
 func (m *linkModel) end(t *rapid.T) {
 	for len(m.channels) > 0 {
-		m.link.drop(m.channels[0])
+		m.link.drop(m.channels[0], false)
 		m.channels = m.channels[1:]
 	}
 	m.attach(t, false)

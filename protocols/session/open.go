@@ -235,7 +235,7 @@ func (e *Endpoint) commence(s *Session, ch *channel) error {
 	}
 	if err := e.begin(s); err != nil {
 		if ch != nil {
-			s.link.drop(ch)
+			s.link.drop(ch, false)
 			e.channels.Add(-1)
 		}
 		s.unsecure()

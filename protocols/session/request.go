@@ -79,7 +79,8 @@ type Inbound struct {
 type Handler func(context.Context, *Inbound) (*Response, error)
 
 // Call sends a request and waits for its response until ctx ends. It returns the
-// request's id within the session. Errors carry what the other side answered, or
+// request's id within the session, or 0 with an error if the other side cannot have
+// seen the request. Errors carry what the other side answered, or
 // wire.DeadlineExceeded, wire.Cancelled, wire.SessionClosed, wire.TooLarge or
 // wire.ResourceExhausted.
 func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, error) {
@@ -101,7 +102,7 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 	})
 	if err != nil {
 		s.calls.abandon(id)
-		return nil, id, err
+		return nil, 0, err
 	}
 	s.pace(seal.Request, len(plain))
 	if err = s.put(keys, seal.Request, plain); err == errFull {
@@ -114,11 +115,14 @@ func (s *Session) Call(ctx context.Context, r *Request) (*Response, uint64, erro
 func (s *Session) answered(ctx context.Context, id uint64, ch chan result, err error) (*Response, uint64, error) {
 	if err != nil {
 		s.calls.abandon(id)
-		return nil, id, err
+		return nil, 0, err
 	}
 	select {
 	case res := <-ch:
 		s.calls.reuse(ch)
+		if res.unsent {
+			id = 0
+		}
 		return res.response, id, res.err
 	case <-ctx.Done():
 		return nil, id, s.giveUp(ctx, id)
@@ -135,7 +139,7 @@ func (s *Session) callLater(ctx context.Context, keys *seal.Keys, id uint64, ch 
 		case res := <-ch:
 			pool.Put(plain)
 			s.calls.reuse(ch)
-			return nil, id, res.err
+			return nil, 0, res.err
 		case <-ctx.Done():
 			pool.Put(plain)
 			return nil, id, s.giveUp(ctx, id)
@@ -143,6 +147,17 @@ func (s *Session) callLater(ctx context.Context, keys *seal.Keys, id uint64, ch 
 		if err := s.put(keys, seal.Request, plain); err != errFull {
 			s.calls.hold(id, false)
 			return s.answered(ctx, id, ch, err)
+		}
+	}
+}
+
+// spare fails, with err, the calls whose request the other side cannot have seen, as it
+// is about to be lost with the session or its keys.
+func (s *Session) spare(err error) {
+	for _, plain := range s.link.withdraw(seal.Request) {
+		m := new(sessionpb.Request)
+		if unmarshal(plain, m) == nil {
+			s.calls.finish(m.Id, result{err: err, unsent: true})
 		}
 	}
 }

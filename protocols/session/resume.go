@@ -425,12 +425,14 @@ func (s *Session) renew(est *signal.Established, ch *channel) error {
 		s.move(Establishing, 0)
 	}
 	s.turnFromMail()
+	interrupted := wire.Errorf(wire.SessionClosed, "session %s was resumed: %s may have restarted", s.id, s.Peer().Agent)
+	s.spare(interrupted)
 	old := s.link.renew(keys)
 	s.ends.Store(endsOf(est))
 	for _, ch := range old {
 		s.release(ch, false, wire.SessionClosed)
 	}
-	s.interrupt(keys, wire.Errorf(wire.SessionClosed, "session %s was resumed: %s may have restarted", s.id, s.Peer().Agent))
+	s.interrupt(keys, interrupted)
 	err = s.add(ch, true)
 	s.resumeDelivery(time.Now()) // before anything of the peer's new life is read; if there is no room for ch, it comes over another
 	return err
@@ -452,10 +454,12 @@ func (s *Session) resumed() {
 // suspend takes channels and keys from a persistent session.
 func (s *Session) suspend(reason wire.Code) {
 	s.move(Migrating, 0)
+	suspended := wire.Errorf(reason, "session %s with %s is suspended", s.id, s.Peer().Agent)
+	s.spare(suspended)
 	for _, ch := range s.link.renew(nil) {
 		s.release(ch, false, reason)
 	}
-	s.interrupt(nil, wire.Errorf(reason, "session %s with %s is suspended", s.id, s.Peer().Agent))
+	s.interrupt(nil, suspended)
 }
 
 // proven waits until the peer has shown, over ch, that it has the session.

@@ -420,6 +420,7 @@ func (s *Session) endFor(to State, reason wire.Code, tell bool, err error) {
 	default:
 		err = wire.Errorf(wire.SessionClosed, "session %s with %s ended", s.id, s.Peer().Agent)
 	}
+	s.spare(err)
 	s.calls.refuse(err, true)
 	s.inbox.refuse(true)
 	s.streams.Load().Close(or(reason, wire.SessionClosed))

@@ -151,7 +151,7 @@ func (s *Session) renewKeys(now time.Time) {
 func (s *Session) park() {
 	s.acknowledge()
 	for _, ch := range s.link.all() {
-		if found, _, _ := s.link.drop(ch); found {
+		if found, _, _ := s.link.drop(ch, false); found {
 			s.release(ch, true, 0)
 		}
 	}

@@ -39,7 +39,7 @@ const (
 )
 
 const (
-	stepTime  = time.Minute      // for one step
+	stepTime  = time.Minute      // for one step, or half of the time left if that is more
 	clearTime = 15 * time.Second // for cleaning up
 )
 
@@ -141,7 +141,11 @@ func (m *mesh) play(ctx context.Context, steps []step, record *Record) error {
 
 // perform does one step, in time.
 func perform(ctx context.Context, s step) (Step, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	limit := stepTime
+	if end, ok := ctx.Deadline(); ok {
+		limit = max(limit, time.Until(end)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	seen := Step{Name: s.name, Facts: map[string]any{}}
 	start := time.Now()
