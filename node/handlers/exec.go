@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"syscall"
@@ -65,8 +66,6 @@ func environment(own map[string]string, getenv func(string) (string, bool)) ([]s
 	return env, nil
 }
 
-var errOutput = errors.New("too much output")
-
 // Handle runs the command. If it cannot be started, the error has the code
 // [wire.HandlerUnavailable]; if it starts and does not exit with 0,
 // [wire.HandlerFailed].
@@ -74,27 +73,23 @@ func (h *execHandler) Handle(ctx context.Context, req *Request) (*Response, erro
 	if h.parts {
 		return h.stream(ctx, req)
 	}
-	if err := h.slot(ctx); err != nil {
+	p, err := h.start(ctx, req)
+	if err != nil {
 		return nil, err
 	}
 	defer func() { <-h.slots }()
-	running, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	out := &head{limit: h.maxResponse, full: func() { stop(errOutput) }}
-	said := &tail{limit: maxSaid}
-	cmd := h.cmd(running, req)
-	cmd.Stdout, cmd.Stderr = out, said
-	err := run(running, cmd)
-	h.logSaid(req, said)
+	body, err := io.ReadAll(io.LimitReader(p, int64(h.maxResponse)+1))
+	p.end()
+	h.logSaid(req, p.said)
 	switch {
-	case errors.Is(context.Cause(running), errOutput):
-		return nil, tooLong(h.maxResponse)
 	case err != nil && ctx.Err() != nil:
 		return nil, ended(ctx, "run the handler")
 	case err != nil:
 		return nil, err
+	case len(body) > h.maxResponse:
+		return nil, tooLong(h.maxResponse)
 	}
-	return &Response{Body: emptyIsNull(out.b)}, nil
+	return &Response{Body: emptyIsNull(body)}, nil
 }
 
 // slot waits until a process may run.
@@ -128,14 +123,6 @@ func kill(p *os.Process, sig syscall.Signal) error {
 	return os.ErrProcessDone
 }
 
-// run starts cmd and waits for its end.
-func run(ctx context.Context, cmd *exec.Cmd) error {
-	if err := start(cmd); err != nil {
-		return err
-	}
-	return wait(ctx, cmd)
-}
-
 func start(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return wire.Errorf(wire.HandlerUnavailable, "start the handler: %w", err).WithHint("Is the command of the capability file there and executable?")
@@ -154,22 +141,6 @@ func wait(ctx context.Context, cmd *exec.Cmd) error {
 		return wire.Errorf(wire.HandlerFailed, "run the handler: %w", err)
 	}
 	return nil
-}
-
-// head keeps the beginning of what is written, and reports when it is full.
-type head struct {
-	b     []byte
-	limit int
-	full  func()
-}
-
-func (w *head) Write(p []byte) (int, error) {
-	if len(p) > w.limit-len(w.b) {
-		w.full()
-		return 0, errOutput
-	}
-	w.b = append(w.b, p...)
-	return len(p), nil
 }
 
 // tail keeps the end of what is written.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,8 +15,8 @@ import (
 	"openmesh/protocols/wire"
 )
 
-// process is a command that runs and whose lines are parts. Its output is a pipe,
-// so that it waits when they are not taken.
+// process is a command that runs. Its output is a pipe, so that it waits when nobody
+// reads: os/exec would do that, and lose what it did not read in time.
 type process struct {
 	cmd   *exec.Cmd
 	out   *os.File
@@ -96,7 +97,7 @@ func (p *process) Read(b []byte) (int, error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		_ = kill(p.cmd.Process, killed) // fails if all have ended
-		err = io.EOF
+		n, err = readNow(p.out, b)
 	case err != nil && err != io.EOF:
 		err = fmt.Errorf("read what the handler writes: %w", err)
 	}
@@ -108,6 +109,28 @@ func (p *process) Read(b []byte) (int, error) {
 		err = p.err
 	}
 	return n, err
+}
+
+// readNow reads what a pipe has. Without anything there, that is its end.
+func readNow(f *os.File, b []byte) (n int, err error) {
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return 0, err
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if failed := raw.Read(func(fd uintptr) bool {
+		for n, err = syscall.Read(int(fd), b); err == syscall.EINTR; n, err = syscall.Read(int(fd), b) {
+		}
+		return true
+	}); failed != nil {
+		return 0, failed
+	}
+	if n <= 0 && (err == nil || err == syscall.EAGAIN) {
+		return 0, io.EOF
+	}
+	return max(n, 0), err
 }
 
 // end ends the command if it has not, and waits for that.

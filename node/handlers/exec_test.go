@@ -94,7 +94,9 @@ func TestExecAnswers(t *testing.T) {
 			core, logs := observer.New(zap.DebugLevel)
 			cfg := Config{MaxResponse: 100_000, Log: zap.New(core)}
 			r := New(cfg)
-			if err := r.AddHandler(&capability.Capability{Name: "fx", Version: "1.0.0"}, command(t, cfg, mode, nil)); err != nil {
+			h := command(t, cfg, mode, nil)
+			h.grace = 0 // what it wrote is read however late that is
+			if err := r.AddHandler(&capability.Capability{Name: "fx", Version: "1.0.0"}, h); err != nil {
 				t.Fatal(err)
 			}
 			resp, err := r.Serve(t.Context(), call())
