@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"openmesh/overlay/overlaytest"
 	"openmesh/protocols/session"
 	"openmesh/protocols/wire"
 
@@ -400,7 +401,7 @@ func TestNoGoroutineIsLeft(t *testing.T) {
 	}
 	stopA()
 	stopB()
-	goleak.VerifyNone(t, before)
+	overlaytest.NoneLeft(t, before)
 }
 
 func TestTransportOf(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"openmesh/overlay/overlaytest"
 	"openmesh/protocols/wire"
 )
 
@@ -442,5 +443,5 @@ func TestNoGoroutineIsLeft(t *testing.T) {
 		c.Close()
 	}
 	stop()
-	goleak.VerifyNone(t, before)
+	overlaytest.NoneLeft(t, before)
 }

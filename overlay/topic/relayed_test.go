@@ -147,7 +147,7 @@ func TestNothingLeft(t *testing.T) {
 	}
 	for _, n := range nodes {
 		n.stop() // the other one still holds its ends of the streams
-		for limit := time.After(10 * time.Second); streams(n.host) > 0; {
+		for limit := time.After(time.Minute); streams(n.host) > 0; {
 			select {
 			case <-limit:
 				t.Fatalf("%d streams are left", streams(n.host))
@@ -155,9 +155,7 @@ func TestNothingLeft(t *testing.T) {
 			}
 		}
 	}
-	if err := goleak.Find(before); err != nil {
-		t.Error(err)
-	}
+	overlaytest.NoneLeft(t, before)
 }
 
 // streams counts the streams of gossip on a host.
