@@ -113,18 +113,22 @@ func (p *process) Read(b []byte) (int, error) {
 
 // readNow reads what a pipe has. Without anything there, that is its end.
 func readNow(f *os.File, b []byte) (n int, err error) {
-	if err := f.SetReadDeadline(time.Time{}); err != nil {
-		return 0, err
-	}
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	if failed := raw.Read(func(fd uintptr) bool {
-		for n, err = syscall.Read(int(fd), b); err == syscall.EINTR; n, err = syscall.Read(int(fd), b) {
+	failed := os.ErrDeadlineExceeded
+	for errors.Is(failed, os.ErrDeadlineExceeded) { // again if hurry came between
+		if err := f.SetReadDeadline(time.Time{}); err != nil {
+			return 0, err
 		}
-		return true
-	}); failed != nil {
+		failed = raw.Read(func(fd uintptr) bool {
+			for n, err = syscall.Read(int(fd), b); err == syscall.EINTR; n, err = syscall.Read(int(fd), b) {
+			}
+			return true
+		})
+	}
+	if failed != nil {
 		return 0, failed
 	}
 	if n <= 0 && (err == nil || err == syscall.EAGAIN) {
